@@ -1,0 +1,1 @@
+"""Formal models of the allocation problems, for CVXPY and Pyomo."""

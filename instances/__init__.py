@@ -1,0 +1,1 @@
+"""The instance library: captured routing, device and channel profiles, and how they compose."""

@@ -1,0 +1,51 @@
+"""Exceptions of the package; every message is one line that names field, index, value and rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class WdmoeError(Exception):
+    """Base class of every error raised on purpose by this package."""
+
+
+class InputError(WdmoeError, ValueError):
+    """A value handed in breaks a rule.
+
+    Parameters
+    ----------
+    field : str
+        Name of the offending field, as the caller knows it.
+    rule : str
+        The rule it breaks, in words.
+    index : tuple of int, optional
+        First offending index of an array field.
+    value : object, optional
+        The offending value.
+    """
+
+    def __init__(
+        self, field: str, rule: str, *, index: tuple[int, ...] | None = None, value: object = None
+    ) -> None:
+        self.field, self.rule, self.index, self.value = field, rule, index, value
+        where = f"{field}[{', '.join(map(str, index))}]" if index is not None else field
+        shown = "" if value is None else f" = {value!r}"
+        super().__init__(f"{where}{shown}: {rule}")
+
+
+class UnknownNameError(InputError, LookupError):
+    """A name (instance, solver, option, key) that does not exist; the message lists near ones."""
+
+    def __init__(self, field: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = get_close_matches(name, names, n=3, cutoff=0.4) or names
+        super().__init__(field, f"unknown name; choose from {', '.join(near)}", value=name)
+
+
+class UnsupportedError(WdmoeError):
+    """A method was asked for something it does not do; the message names those that can."""
+
+
+class InstanceFileError(WdmoeError):
+    """A file cannot be read as what it should be, or its content hash does not match."""

@@ -1,0 +1,1 @@
+"""Compiled inner loops (Numba): the only place where speed shapes the code."""

@@ -1,0 +1,246 @@
+"""Exact bandwidth of one block: min over b of max_k t_k(b_k), a scalar root (fact 2)."""
+
+from __future__ import annotations
+
+from math import inf, isfinite
+
+import numpy as np
+
+from wdmoe_opt.kernels.compiled import compiled
+from wdmoe_opt.kernels.link import bandwidth_for_excess, excess, floor_time
+
+
+@compiled
+def block_bandwidth(
+    sent: np.ndarray,
+    busy: np.ndarray,
+    bits_down: float,
+    c_down: np.ndarray,
+    bits_up: float,
+    c_up: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    total: float,
+    out: np.ndarray,
+) -> tuple[float, float]:
+    """Allocate ``total`` Hz so that the slowest device is as fast as possible.
+
+    Parameters
+    ----------
+    sent : float array (devices,)
+        Transfers to each device; 0 means the device needs no bandwidth.
+    busy : float array (devices,), s
+        Time of a loaded device that bandwidth cannot change (compute, activation, link delay).
+    c_down, c_up : float array (devices,), Hz
+        SNR bandwidths P g / N0.
+    low, high : float array (devices,), Hz
+        Limits of each share; sum(low) <= total.
+    out : float array (devices,), Hz
+        Receives the allocation, sum at most ``total``.
+
+    Returns
+    -------
+    latency : float, s
+    gap : float
+        Relative KKT residual: latency minus the Lagrangian bound at ``out``, over latency. By
+        convexity (fact 1) no allocation is faster than (1 - gap) * latency.
+
+    Notes
+    -----
+    F(T) = sum_k b_k(T) - total is convex and decreasing, so Newton from the left is monotone. Newton
+    on 1/sum b_k(T), nearly linear in T, takes fewer steps and is tried first inside the bracket.
+    """
+    devices = sent.size
+    floors = np.empty(devices)
+    below = -inf  # F >= 0 here
+    slowest = -1
+    latency = 0.0
+    for k in range(devices):
+        out[k] = low[k]
+        if sent[k] <= 0.0:
+            latency = max(latency, busy[k])
+            continue
+        floors[k] = busy[k] + sent[k] * floor_time(bits_down, c_down[k], bits_up, c_up[k])
+        alone = min(high[k], total)
+        if not isfinite(floors[k]) or alone <= 0.0:
+            return inf, inf
+        e, _ = excess(alone, bits_down, c_down[k], bits_up, c_up[k])
+        at_alone = floors[k] + sent[k] * e
+        if at_alone > below:
+            below = at_alone
+            slowest = k
+    if slowest < 0:
+        return latency, 0.0
+    _root(sent, floors, bits_down, c_down, bits_up, c_up, low, high, total, below, out)
+    _fit_budget(sent, low, high, total, out)
+    return _priced(sent, floors, bits_down, c_down, bits_up, c_up, low, high, total, out, latency)
+
+
+@compiled
+def _demand(
+    deadline: float,
+    sent: np.ndarray,
+    floors: np.ndarray,
+    bits_down: float,
+    c_down: np.ndarray,
+    bits_up: float,
+    c_up: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    free: np.ndarray,
+) -> tuple[float, float]:
+    """Bandwidth every device needs to finish by ``deadline``; its sum and the sum's slope.
+
+    ``free`` holds the unclipped bandwidths, both the start of the inner Newton and its result.
+    """
+    need = 0.0
+    slope = 0.0
+    for k in range(sent.size):
+        if sent[k] <= 0.0:
+            need += low[k]
+            continue
+        margin = deadline - floors[k]
+        if margin <= 0.0:
+            return inf, -inf
+        b, bend = bandwidth_for_excess(
+            margin / sent[k], free[k], bits_down, c_down[k], bits_up, c_up[k]
+        )
+        free[k] = b
+        if b <= low[k]:
+            need += low[k]
+        elif b >= high[k]:
+            need += high[k]
+        else:
+            need += b
+            slope += b * bend / margin
+    return need, slope
+
+
+@compiled
+def _root(
+    sent: np.ndarray,
+    floors: np.ndarray,
+    bits_down: float,
+    c_down: np.ndarray,
+    bits_up: float,
+    c_up: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    total: float,
+    below: float,
+    out: np.ndarray,
+) -> None:
+    """Shares at the smallest deadline whose demand fits ``total``, up to rounding."""
+    devices = sent.size
+    free = np.empty(devices)
+    for k in range(devices):
+        free[k] = min(high[k], total) / devices
+    above = inf
+    deadline = below
+    for _ in range(200):
+        need, slope = _demand(deadline, sent, floors, bits_down, c_down, bits_up, c_up, low, high, free)
+        if need >= total:
+            below = deadline
+        else:
+            above = deadline
+        if abs(need - total) <= 1e-12 * total or slope >= 0.0:
+            break
+        if need < inf:
+            deadline += need * (need / total - 1.0) / -slope
+        if not below < deadline < above:
+            deadline = _safe_step(below, above, deadline, need, slope, total)
+        if not below < deadline < above:
+            break  # the bracket holds no number in between
+    if need > total * (1.0 + 1e-12) and above < inf:
+        # A saturated link needs wildly different shares one rounding apart: end on the affordable
+        # side, where the remainder is handed out, instead of starving the other devices.
+        _demand(above, sent, floors, bits_down, c_down, bits_up, c_up, low, high, free)
+    for k in range(devices):
+        if sent[k] > 0.0:
+            out[k] = min(max(free[k], low[k]), high[k])
+
+
+@compiled
+def _safe_step(
+    below: float, above: float, deadline: float, need: float, slope: float, total: float
+) -> float:
+    """Bisect a finite bracket; without an upper end double the distance."""
+    if above < inf:
+        return below + 0.5 * (above - below)
+    return max(deadline, 2.0 * below)
+
+
+@compiled
+def _fit_budget(
+    sent: np.ndarray, low: np.ndarray, high: np.ndarray, total: float, out: np.ndarray
+) -> None:
+    """Scale the shares that are off their lower limits so that the sum meets ``total`` or all caps.
+
+    Scaling a share by 1 - e slows its device by at most the factor 1 / (1 - e), so rounding left by
+    the root costs no more than itself; handing out a remainder can only help.
+    """
+    for _ in range(out.size + 1):
+        fixed = 0.0
+        moving = 0.0
+        for k in range(out.size):
+            if sent[k] <= 0.0 or out[k] <= low[k] or out[k] >= high[k]:
+                fixed += out[k]
+            else:
+                moving += out[k]
+        if moving <= 0.0:
+            return
+        scale = (total - fixed) / moving
+        if abs(scale - 1.0) <= 1e-15:
+            return
+        for k in range(out.size):
+            if sent[k] > 0.0 and low[k] < out[k] < high[k]:
+                out[k] = min(max(out[k] * scale, low[k]), high[k])
+
+
+@compiled
+def _priced(
+    sent: np.ndarray,
+    floors: np.ndarray,
+    bits_down: float,
+    c_down: np.ndarray,
+    bits_up: float,
+    c_up: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    total: float,
+    out: np.ndarray,
+    latency: float,
+) -> tuple[float, float]:
+    """Latency at ``out`` and the relative gap to the Lagrangian bound there.
+
+    Multipliers lambda_k in proportion to 1 / |t_k'| make all free slopes equal; if no share is free,
+    or a capped device is the slowest, that device's own time is the bound.
+    """
+    best = latency
+    capped = latency
+    weight = 0.0
+    mean = 0.0
+    shares = 0.0
+    reserved = 0.0
+    for k in range(out.size):
+        if sent[k] <= 0.0:
+            reserved += out[k]
+            continue
+        e, fall = excess(out[k], bits_down, c_down[k], bits_up, c_up[k])
+        time = floors[k] + sent[k] * e
+        best = max(best, time)
+        if out[k] >= min(high[k], total):
+            capped = max(capped, time)
+        if out[k] > low[k]:
+            multiplier = out[k] / (sent[k] * fall)
+            weight += multiplier
+            mean += multiplier * time
+            shares += out[k]
+        else:
+            reserved += out[k]
+    if best <= 0.0:
+        return best, 0.0
+    bound = capped
+    if weight > 0.0:
+        bound = max(bound, (mean - max(total - reserved - shares, 0.0)) / weight)
+    return best, max(best - bound, 0.0) / best
