@@ -477,7 +477,9 @@ def _check_candidates(ids: IntArray, weights: RealArray) -> None:
     """Rules between the columns of one token."""
     absent = ids < 0
     late = absent[:, :, :-1] & ~absent[:, :, 1:]
-    refuse_where("expert_ids", np.pad(late, ((0, 0), (0, 0), (0, 1))), ids, "-1 may only trail a token's experts")
+    refuse_where(
+        "expert_ids", np.pad(late, ((0, 0), (0, 0), (0, 1))), ids, "-1 may only trail a token's experts"
+    )
     refuse_where("gate_weights", absent & (weights > 0), weights, "must be 0 where expert_ids is -1")
     rising = np.zeros(ids.shape, dtype=bool)
     rising[:, :, 1:] = weights[:, :, 1:] > weights[:, :, :-1]

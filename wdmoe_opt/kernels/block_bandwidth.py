@@ -102,9 +102,7 @@ def _demand(
         margin = deadline - floors[k]
         if margin <= 0.0:
             return inf, -inf
-        b, bend = bandwidth_for_excess(
-            margin / sent[k], free[k], bits_down, c_down[k], bits_up, c_up[k]
-        )
+        b, bend = bandwidth_for_excess(margin / sent[k], free[k], bits_down, c_down[k], bits_up, c_up[k])
         free[k] = b
         if b <= low[k]:
             need += low[k]
@@ -161,9 +159,7 @@ def _root(
 
 
 @compiled
-def _safe_step(
-    below: float, above: float, deadline: float, need: float, slope: float, total: float
-) -> float:
+def _safe_step(below: float, above: float, deadline: float, need: float, slope: float, total: float) -> float:
     """Bisect a finite bracket; without an upper end double the distance."""
     if above < inf:
         return below + 0.5 * (above - below)
@@ -171,9 +167,7 @@ def _safe_step(
 
 
 @compiled
-def _fit_budget(
-    sent: np.ndarray, low: np.ndarray, high: np.ndarray, total: float, out: np.ndarray
-) -> None:
+def _fit_budget(sent: np.ndarray, low: np.ndarray, high: np.ndarray, total: float, out: np.ndarray) -> None:
     """Scale the shares that are off their lower limits so that the sum meets ``total`` or all caps.
 
     Scaling a share by 1 - e slows its device by at most the factor 1 / (1 - e), so rounding left by
