@@ -1,0 +1,296 @@
+"""Solvers by name: what each can do, whether it is there, and how a third party adds one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wdmoe_opt.errors import InputError, UnknownNameError, UnsupportedError
+from wdmoe_opt.problem import Allocation, Dispatch, Objective, Problem
+from wdmoe_opt.validation import RealArray
+
+BoundKind = Literal["none", "claimed", "certified"]
+Reason = Literal["optimal", "heuristic", "feasible-at-limit", "infeasible", "no-solution"]
+
+#: Entry point group under which installed packages announce `SolverInfo` objects.
+ENTRY_POINT_GROUP = "wdmoe_opt.solvers"
+
+
+@dataclass(frozen=True)
+class Control:
+    """What every solver is told besides the problem.
+
+    Attributes
+    ----------
+    time_limit : float or None
+        Wall-clock seconds.
+    rel_gap : float
+        Relative gap at which a solver with a bound may stop.
+    seed : int
+    threads : int
+    """
+
+    time_limit: float | None = None
+    rel_gap: float = 1e-3
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Termination:
+    """Why a solver stopped; a default-made one is the worst case.
+
+    Attributes
+    ----------
+    reason : {"optimal", "heuristic", "feasible-at-limit", "infeasible", "no-solution"}
+        "heuristic" ends by its own rule without any claim about the optimum.
+    limit : str
+        Which limit stopped it ("time", "iterations", ...), or "".
+    detail : str
+        The solver's own words.
+    """
+
+    reason: Reason = "no-solution"
+    limit: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """What a solver returns; `solve` prices it, whatever the solver believes.
+
+    Attributes
+    ----------
+    keep : bool array (blocks, tokens, m) or None where only loads are known
+    bandwidth : float array (devices,) or (blocks, devices), Hz, or None on a measured link
+    lower_bound : float
+        On the objective's best value, if ``bound_kind`` is not "none".
+    kkt_residual : float
+        Relative gap of the bandwidth for the selection, NaN if not optimised.
+    trace : tuple of dict
+        One record per step, for plots.
+    """
+
+    keep: NDArray[np.bool_] | None
+    bandwidth: RealArray | None
+    termination: Termination = field(default_factory=Termination)
+    lower_bound: float = float("-inf")
+    bound_kind: BoundKind = "none"
+    kkt_residual: float = float("nan")
+    trace: tuple[Mapping[str, Any], ...] = ()
+
+
+SolverFunction = Callable[..., Point]
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a solver can run here; truthy if so, with the reason if not."""
+
+    available: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.available
+
+
+@dataclass(frozen=True)
+class SolverInfo:
+    """A solver's name and declared abilities.
+
+    Parameters
+    ----------
+    name, summary : str
+    target : str or callable
+        ``"module:function"``, loaded on first use, or the function itself. It is called as
+        ``function(problem, control, **options)`` and returns a `Point`.
+    needs_tokens : bool
+        Whether it needs gate weights (refuses instances with loads only).
+    honours_floors : bool
+        Whether its points keep the retention floors, where that is possible.
+    bound : {"none", "claimed", "certified"}
+    objectives, allocations, dispatches : tuple of str
+        What it accepts.
+    requires : tuple of str
+        Modules that must be importable.
+    extra : str
+        The extra that installs them.
+    """
+
+    name: str
+    summary: str
+    target: str | SolverFunction
+    needs_tokens: bool = True
+    honours_floors: bool = False
+    bound: BoundKind = "none"
+    objectives: tuple[str, ...] = get_args(Objective)
+    allocations: tuple[str, ...] = get_args(Allocation)
+    dispatches: tuple[str, ...] = get_args(Dispatch)
+    requires: tuple[str, ...] = ()
+    extra: str = ""
+
+    @cached_property
+    def function(self) -> SolverFunction:
+        """The solver itself."""
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, name = self.target.partition(":")
+        function: SolverFunction = getattr(import_module(module), name)
+        return function
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Option names and defaults, read from the solver's signature."""
+        parameters = list(inspect.signature(self.function).parameters.values())[2:]
+        return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+
+    def availability(self) -> Availability:
+        """Whether the modules it needs are installed."""
+        missing = [name for name in self.requires if find_spec(name) is None]
+        if not missing:
+            return Availability(True)
+        hint = f"; install wdmoe_opt[{self.extra}]" if self.extra else ""
+        return Availability(False, f"{', '.join(missing)} not installed{hint}")
+
+    def refusal(self, problem: Problem) -> str:
+        """Why this solver does not take the problem, in words; "" if it does."""
+        if self.needs_tokens and not problem.selectable:
+            return "it selects experts by gate weight, and the instance has loads only"
+        asked = {
+            "objective": (problem.objective, self.objectives),
+            "allocation": (problem.allocation, self.allocations),
+            "dispatch": (problem.dispatch, self.dispatches),
+        }
+        for what, (value, able) in asked.items():
+            if value not in able:
+                return f"it does not do {what} {value!r}"
+        return ""
+
+
+_SOLVERS: dict[str, SolverInfo] = {}
+_entry_points_read = False
+
+
+def register_solver(
+    name: str, target: str | SolverFunction, *, summary: str, replace: bool = False, **abilities: Any
+) -> SolverInfo:
+    """Add a solver to `solve`, the command line and the benchmarks.
+
+    Parameters
+    ----------
+    name : str
+        Lower-case name; compared as it is.
+    target, summary, **abilities
+        See `SolverInfo`.
+    replace : bool
+        Whether an existing solver of that name may be replaced.
+
+    Raises
+    ------
+    InputError
+        If the name is taken or not lower case.
+    """
+    return add_solver(SolverInfo(name, summary, target, **abilities), replace=replace)
+
+
+def add_solver(info: SolverInfo, *, replace: bool = False) -> SolverInfo:
+    """Register a ready-made `SolverInfo`; see `register_solver`."""
+    if not info.name or info.name != info.name.strip().lower():
+        raise InputError("name", "must be non-empty, lower case, without outer blanks", value=info.name)
+    if info.name == "auto" or (info.name in _SOLVERS and not replace):
+        raise InputError("name", "is taken by another solver", value=info.name)
+    _SOLVERS[info.name] = info
+    return info
+
+
+def list_solvers() -> tuple[SolverInfo, ...]:
+    """Every registered solver, entry points of installed packages included, by name."""
+    _read_entry_points()
+    return tuple(_SOLVERS[name] for name in sorted(_SOLVERS))
+
+
+def find_solver(name: str) -> SolverInfo:
+    """Return the solver of that name.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none.
+    """
+    if name not in _SOLVERS:
+        _read_entry_points()
+    if not isinstance(name, str) or name not in _SOLVERS:
+        raise UnknownNameError("method", name, [*_SOLVERS, "auto"])
+    return _SOLVERS[name]
+
+
+def check_request(info: SolverInfo, problem: Problem, options: Iterable[str]) -> None:
+    """Raise unless the solver is there, takes the problem, and knows the options.
+
+    Raises
+    ------
+    UnsupportedError
+        Naming the methods that could.
+    UnknownNameError
+        If an option does not exist.
+    """
+    reason = info.refusal(problem)
+    if reason:
+        able = [s.name for s in list_solvers() if not s.refusal(problem) and s.availability()]
+        raise UnsupportedError(
+            f"method {info.name!r} cannot be used: {reason}; use {', '.join(able) or 'none'}"
+        )
+    available = info.availability()
+    if not available:
+        raise UnsupportedError(f"method {info.name!r} is not available: {available.reason}")
+    for name in options:
+        if name not in info.options:
+            raise UnknownNameError(f"option of {info.name!r}", name, info.options or ["none"])
+
+
+def _read_entry_points() -> None:
+    global _entry_points_read
+    if _entry_points_read:
+        return
+    _entry_points_read = True
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        info = point.load()
+        if not isinstance(info, SolverInfo):
+            raise InputError(f"entry point {point.name}", "must be a SolverInfo", value=type(info).__name__)
+        add_solver(info)
+
+
+for _info in (
+    SolverInfo(
+        "topk-uniform",
+        "plain top-k, equal bandwidth: the papers' baseline",
+        "wdmoe_opt.solvers.topk:top_k_uniform",
+        needs_tokens=False,
+    ),
+    SolverInfo(
+        "topk",
+        "plain top-k, exactly optimal bandwidth",
+        "wdmoe_opt.solvers.topk:top_k",
+        needs_tokens=False,
+    ),
+    SolverInfo(
+        "wdmoe-selection",
+        "Algorithm 1 of WDMoE at equal bandwidth (paper B)",
+        "wdmoe_opt.solvers.wdmoe:wdmoe_selection",
+    ),
+    SolverInfo(
+        "wdmoe",
+        "Algorithm 1 of WDMoE, then exactly optimal bandwidth (paper A)",
+        "wdmoe_opt.solvers.wdmoe:wdmoe",
+    ),
+):
+    add_solver(_info)

@@ -1,0 +1,120 @@
+"""solve(): one entry for every solver; the metric prices whatever comes back."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from time import perf_counter
+from typing import Any
+
+from wdmoe_opt.errors import InputError
+from wdmoe_opt.instance import Instance
+from wdmoe_opt.metrics import price
+from wdmoe_opt.problem import Problem
+from wdmoe_opt.registry import Control, SolverInfo, Termination, check_request, find_solver
+from wdmoe_opt.solution import Solution
+from wdmoe_opt.validation import real_scalar, whole
+
+_REQUEST_FIELDS = frozenset(f.name for f in fields(Problem)) - {"instance"}
+
+
+def solve(
+    problem: Problem | Instance,
+    method: str = "auto",
+    *,
+    time_limit: float | None = None,
+    rel_gap: float = 1e-3,
+    seed: int = 0,
+    threads: int = 1,
+    **options: Any,
+) -> Solution:
+    """Find an expert selection with a bandwidth allocation.
+
+    Parameters
+    ----------
+    problem : Problem or Instance
+        For an instance, request fields such as ``min_retention=0.95`` may be given as keywords.
+    method : str
+        A solver's name, see `list_solvers`; "auto" picks one and says which in ``termination``.
+    time_limit : float, s, optional
+        Wall clock, for solvers that search; the ones that do not are finished in milliseconds.
+    rel_gap : float
+        Relative gap at which solvers with a bound may stop.
+    seed : int
+    threads : int
+        Threads over blocks; results do not depend on it.
+    **options
+        The solver's own options, and for an instance the request's fields.
+
+    Returns
+    -------
+    Solution
+        Priced by `evaluate`. Check ``feasible``: a method that does not know floors may break them.
+
+    Raises
+    ------
+    InputError
+        If an argument breaks a rule.
+    UnknownNameError
+        If the method or an option does not exist.
+    UnsupportedError
+        If the method cannot do what is asked; the message names those that can.
+    """
+    started = perf_counter()
+    if isinstance(problem, Instance):
+        request = {name: options.pop(name) for name in list(options) if name in _REQUEST_FIELDS}
+        problem = Problem(problem, **request)
+    elif not isinstance(problem, Problem):
+        raise InputError("problem", f"must be a Problem or an Instance, got {type(problem).__name__}")
+    else:
+        misplaced = _REQUEST_FIELDS & options.keys()
+        if misplaced:
+            raise InputError(min(misplaced), "is part of the Problem; use problem.replace()")
+    if time_limit is not None:
+        time_limit = real_scalar("time_limit", time_limit, minimum=0)
+    control = Control(
+        time_limit=time_limit,
+        rel_gap=real_scalar("rel_gap", rel_gap, minimum=0),
+        seed=whole("seed", seed, 0, 2**63 - 1, "must be at least 0"),
+        threads=whole("threads", threads, 1, 4096, "must be at least 1"),
+    )
+    if method == "auto":
+        return _solve_auto(problem, control, options)
+    info = find_solver(method)
+    check_request(info, problem, options)
+    return _run(info, problem, control, options, started)
+
+
+def _run(
+    info: SolverInfo, problem: Problem, control: Control, options: dict[str, Any], started: float
+) -> Solution:
+    began = perf_counter()
+    point = info.function(problem, control, **options)
+    found = perf_counter()
+    priced = price(problem, point.keep, point.bandwidth)
+    done = perf_counter()
+    return Solution(
+        problem,
+        point.keep,
+        point.bandwidth,
+        priced,
+        method=info.name,
+        lower_bound=point.lower_bound,
+        bound_kind=point.bound_kind,
+        kkt_residual=point.kkt_residual,
+        termination=point.termination,
+        timings={"prepare": began - started, "solve": found - began, "price": done - found},
+        trace=point.trace,
+    )
+
+
+def _solve_auto(problem: Problem, control: Control, options: dict[str, Any]) -> Solution:
+    """The better of plain top-k and Algorithm 1 at optimal bandwidth: feasible first, then by objective."""
+    if options:
+        raise InputError(min(options), "cannot be set with method 'auto'; name a method")
+    names = ["topk", "wdmoe"] if problem.selectable else ["topk"]
+    tried = [_run(find_solver(name), problem, control, {}, perf_counter()) for name in names]
+    sign = 1.0 if problem.objective == "latency" else -1.0
+    best = min(tried, key=lambda s: (not s.feasible, sign * s.objective))
+    detail = f"auto took {best.method} out of {', '.join(names)}; {best.termination.detail}"
+    end = Termination(best.termination.reason, best.termination.limit, detail)
+    return Solution(**{**{f.name: getattr(best, f.name) for f in fields(Solution)}, "termination": end})
