@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path as _Path
 
-_here = _Path(__file__).parent
-if not (_here / "instances").is_dir() and (_here.parent / "pyproject.toml").is_file():
-    # A checkout: the sibling rooms stand beside this folder, not inside it as in a wheel.
-    __path__.append(str(_here.parent))
-
 from wdmoe_opt.bandwidth import BandwidthAllocation, allocate_bandwidth
 from wdmoe_opt.errors import (
     InputError,
@@ -60,3 +55,8 @@ __all__ = [
     "register_solver",
     "solve",
 ]
+
+_here = _Path(__file__).parent
+if not (_here / "instances").is_dir() and (_here.parent / "pyproject.toml").is_file():
+    # A checkout: the sibling rooms stand beside this folder, not inside it as in a wheel.
+    __path__.append(str(_here.parent))

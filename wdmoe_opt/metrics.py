@@ -159,7 +159,7 @@ class Evaluation:
 
     @cached_property
     def compute_energy(self) -> RealArray:
-        """Compute power times activation and compute time, J (blocks, devices); NaN where no watts are stated."""
+        """Compute power times activation and compute time, J (blocks, devices); NaN where unknown."""
         inst = self.problem.instance
         if inst.compute_power is None:
             return np.full(self.transfers.shape, np.nan)
@@ -257,7 +257,8 @@ def price(problem: Problem, keep: NDArray[np.bool_] | None, bandwidth: RealArray
         inverse_token_times(link_time, t.compute, t.expert_device, token_rate)
         price_tokens(
             t.ids, t.weights, t.mass, keep, problem.candidate_columns, problem.expert_cap,
-            t.expert_device, t.by_device, token_rate, expert_load, transfers, kept, retention, per_token, faults,
+            t.expert_device, t.by_device, token_rate, expert_load, transfers, kept, retention,
+            per_token, faults,
         )  # fmt: skip
     busy = np.empty(shape)
     busy_times(expert_load, transfers, t.expert_device, t.compute, t.activation, t.link_delay, busy)

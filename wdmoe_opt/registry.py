@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -113,6 +113,9 @@ class SolverInfo:
     target : str or callable
         ``"module:function"``, loaded on first use, or the function itself. It is called as
         ``function(problem, control, **options)`` and returns a `Point`.
+    options_class : str or type, optional
+        A dataclass of options, ``"module:Class"`` or itself; the function is then called as
+        ``function(problem, control, options_class(**options))``.
     needs_tokens : bool
         Whether it needs gate weights (refuses instances with loads only).
     honours_floors : bool
@@ -129,6 +132,7 @@ class SolverInfo:
     name: str
     summary: str
     target: str | SolverFunction
+    options_class: str | type | None = None
     needs_tokens: bool = True
     honours_floors: bool = False
     bound: BoundKind = "none"
@@ -141,17 +145,22 @@ class SolverInfo:
     @cached_property
     def function(self) -> SolverFunction:
         """The solver itself."""
-        if not isinstance(self.target, str):
-            return self.target
-        module, _, name = self.target.partition(":")
-        function: SolverFunction = getattr(import_module(module), name)
+        function: SolverFunction = _load(self.target)
         return function
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """Option names and defaults, read from the solver's signature."""
+        """Option names and defaults, read from the options' dataclass or the solver's signature."""
+        if self.options_class is not None:
+            return {f.name: f.default for f in fields(_load(self.options_class))}
         parameters = list(inspect.signature(self.function).parameters.values())[2:]
         return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+
+    def run(self, problem: Problem, control: Control, options: Mapping[str, Any]) -> Point:
+        """Call the solver, without any checks."""
+        if self.options_class is not None:
+            return self.function(problem, control, _load(self.options_class)(**options))
+        return self.function(problem, control, **options)
 
     def availability(self) -> Availability:
         """Whether the modules it needs are installed."""
@@ -174,6 +183,14 @@ class SolverInfo:
             if value not in able:
                 return f"it does not do {what} {value!r}"
         return ""
+
+
+def _load(target: Any) -> Any:
+    """An object itself, or what "module:name" stands for."""
+    if not isinstance(target, str):
+        return target
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
 
 
 _SOLVERS: dict[str, SolverInfo] = {}
@@ -286,11 +303,13 @@ for _info in (
         "wdmoe-selection",
         "Algorithm 1 of WDMoE at equal bandwidth (paper B)",
         "wdmoe_opt.solvers.wdmoe:wdmoe_selection",
+        options_class="wdmoe_opt.solvers.wdmoe:Algorithm1",
     ),
     SolverInfo(
         "wdmoe",
         "Algorithm 1 of WDMoE, then exactly optimal bandwidth (paper A)",
         "wdmoe_opt.solvers.wdmoe:wdmoe",
+        options_class="wdmoe_opt.solvers.wdmoe:Wdmoe",
     ),
 ):
     add_solver(_info)

@@ -88,7 +88,7 @@ def _run(
     info: SolverInfo, problem: Problem, control: Control, options: dict[str, Any], started: float
 ) -> Solution:
     began = perf_counter()
-    point = info.function(problem, control, **options)
+    point = info.run(problem, control, options)
     found = perf_counter()
     priced = price(problem, point.keep, point.bandwidth)
     done = perf_counter()

@@ -173,7 +173,7 @@ def block_ratios(
     per_device: np.ndarray,
     per_block: np.ndarray,
 ) -> None:
-    """Fill, per block, the sum over loaded devices of kept weight / device time, and kept weight / latency."""
+    """Fill, per block, the sum over devices of kept weight / device time, and kept weight / latency."""
     for i in range(latency.size):
         total = 0.0
         ratio = 0.0

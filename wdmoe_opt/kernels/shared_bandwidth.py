@@ -63,7 +63,7 @@ def shared_bandwidth(
     gap : float
         Relative KKT residual (Lagrangian gap); no allocation is faster than (1 - gap) * latency.
     """
-    blocks, devices = sent.shape
+    devices = sent.shape[1]
     rows, columns, idle = _loaded(sent, busy)
     if rows.size == 0:
         for k in range(devices):
@@ -314,7 +314,7 @@ def _multiplier_steps(
     steps: np.ndarray,
     edge_steps: np.ndarray,
 ) -> float:
-    """Steps of slacks and multipliers that belong to (step_u, step_tau); the damping for all."""
+    """Fill the steps of slacks and multipliers that belong to (step_u, step_tau); return the damping."""
     blocks, devices = sent.shape
     alpha = 1.0
     for k in range(devices):

@@ -43,7 +43,7 @@ def top_k(problem: Problem, control: Control) -> Point:
 
 
 def equal_bandwidth(problem: Problem) -> RealArray | None:
-    """Equal shares in the shape of the allocation; the fixed bandwidth where it is fixed; None on a measured link."""
+    """Equal shares in the shape of the allocation; what is fixed where it is; None on a measured link."""
     if problem.allocation == "fixed":
         return problem.fixed_bandwidth
     share = problem.uniform_bandwidth

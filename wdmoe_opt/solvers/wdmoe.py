@@ -11,7 +11,7 @@ choice the sources leave open is an option; the defaults are this package's read
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +30,7 @@ from wdmoe_opt.metrics import WLR_READINGS, price
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point, Termination
 from wdmoe_opt.solvers.topk import equal_bandwidth
-from wdmoe_opt.validation import RealArray, real_scalar
+from wdmoe_opt.validation import RealArray, real_scalar, whole
 
 #: Largest number of thresholds tried; a finer delta is refused rather than run for hours.
 MAX_TRIALS = 10_000
@@ -112,73 +112,55 @@ class Algorithm1:
         return [self.alpha + n * self.delta for n in range(max(count, 1))]
 
 
-def wdmoe_selection(
-    problem: Problem,
-    control: Control,
-    alpha: float = Algorithm1.alpha,
-    delta: float = Algorithm1.delta,
-    gamma: float = Algorithm1.gamma,
-    theta_max: float = Algorithm1.theta_max,
-    strict: bool = Algorithm1.strict,
-    vector: str = Algorithm1.vector,
-    cosine_latency: str = Algorithm1.cosine_latency,
-    reading: str = Algorithm1.reading,
-    update_loads: bool = Algorithm1.update_loads,
-    renormalise: bool = Algorithm1.renormalise,
-    tie: str = Algorithm1.tie,
-    scope: str = Algorithm1.scope,
-    trial: str = Algorithm1.trial,
-) -> Point:
-    """Algorithm 1 at equal bandwidth (paper B); options as in `Algorithm1`.
+@dataclass(frozen=True)
+class Wdmoe(Algorithm1):
+    """Options of Algorithm 1 and of the order of the two levels.
+
+    Parameters
+    ----------
+    rounds : int
+        How often selection and bandwidth are run, each selection at the bandwidth of the round before;
+        1 is the order remembered for paper A (55 %; alternation until stable: 20 %). The fastest round
+        is returned.
+    """
+
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("rounds", self.rounds, 1, 1000, "must be at least 1 and at most 1000")
+
+
+def wdmoe_selection(problem: Problem, control: Control, algorithm: Algorithm1) -> Point:
+    """Algorithm 1 at equal bandwidth (paper B).
 
     The method does not know floors: its point may violate them, and says so.
+
+    Parameters
+    ----------
+    problem : Problem
+    control : Control
+    algorithm : Algorithm1
     """
-    algorithm = Algorithm1(
-        alpha, delta, gamma, theta_max, strict, vector, cosine_latency, reading,
-        update_loads, renormalise, tie, scope, trial,
-    )  # type: ignore[arg-type]  # fmt: skip
     bandwidth = equal_bandwidth(problem)
     keep, trace = select(problem, bandwidth, algorithm)
     return Point(keep, bandwidth, Termination("heuristic", detail=_summary(trace)), trace=tuple(trace))
 
 
-def wdmoe(
-    problem: Problem,
-    control: Control,
-    alpha: float = Algorithm1.alpha,
-    delta: float = Algorithm1.delta,
-    gamma: float = Algorithm1.gamma,
-    theta_max: float = Algorithm1.theta_max,
-    strict: bool = Algorithm1.strict,
-    vector: str = Algorithm1.vector,
-    cosine_latency: str = Algorithm1.cosine_latency,
-    reading: str = Algorithm1.reading,
-    update_loads: bool = Algorithm1.update_loads,
-    renormalise: bool = Algorithm1.renormalise,
-    tie: str = Algorithm1.tie,
-    scope: str = Algorithm1.scope,
-    trial: str = Algorithm1.trial,
-    rounds: int = 1,
-) -> Point:
-    """Algorithm 1 at equal bandwidth, then optimal bandwidth (paper A); options as in `Algorithm1`.
+def wdmoe(problem: Problem, control: Control, algorithm: Wdmoe) -> Point:
+    """Algorithm 1 at equal bandwidth, then optimal bandwidth (paper A).
 
     Parameters
     ----------
-    rounds : int
-        How often the pair is run, each selection at the bandwidth of the round before; 1 is the order
-        remembered for the paper (55 %; alternation until stable: 20 %). The fastest round is returned.
+    problem : Problem
+    control : Control
+    algorithm : Wdmoe
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise InputError("rounds", "must be a whole number, at least 1", value=rounds)
-    algorithm = Algorithm1(
-        alpha, delta, gamma, theta_max, strict, vector, cosine_latency, reading,
-        update_loads, renormalise, tie, scope, trial,
-    )  # type: ignore[arg-type]  # fmt: skip
     bandwidth = equal_bandwidth(problem)
     best: Point | None = None
     best_latency = float("inf")
     trace: list[dict[str, Any]] = []
-    for number in range(rounds):
+    for number in range(algorithm.rounds):
         keep, steps = select(problem, bandwidth, algorithm)
         trace += [{"round": number, **step} for step in steps]
         allocation = allocate(problem, *demands(problem, keep))
@@ -192,9 +174,7 @@ def wdmoe(
             break
         bandwidth = allocation.bandwidth
     assert best is not None
-    return Point(
-        best.keep, best.bandwidth, best.termination, kkt_residual=best.kkt_residual, trace=tuple(trace)
-    )
+    return replace(best, trace=tuple(trace))
 
 
 def select(
