@@ -138,6 +138,8 @@ def faded_states(
     states = whole("states", states, 1, MAX_STATES, f"must be 1 to {MAX_STATES}")
     seed = checked_seed(seed)
     step = real_scalar("block_time", block_time, minimum=0, above=True)
+    if not isinstance(fading, Fading):
+        raise InputError("fading", "must be a fading model such as Rayleigh()", value=fading)
 
     def gain(stream: int) -> RealArray:
         return mean_gain * fading.power(states, mean_gain.size, block_time=step, seed=seed, stream=stream)

@@ -12,7 +12,8 @@ from wdmoe_opt.validation import RealArray, whole
 ComplexArray = NDArray[np.complex128]
 
 # Every draw is a formula applied to Generator.random(): NumPy may change the algorithms, and with them
-# the streams, of .normal() and .exponential() in any release, and shipped instances must stay identical.
+# the streams, of .normal() and .exponential() in any release, and shipped instances must stay identical
+# (up to the last bit, where the log, sine and cosine of another machine round differently).
 
 
 def checked_seed(seed: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SPEED_OF_LIGHT = 299_792_458.0
 
 
+@runtime_checkable
 class Fading(Protocol):
     """What a cell asks of a fading model."""
 
@@ -62,7 +63,7 @@ class Rayleigh:
         return {"model": "rayleigh"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rician:
     """Independent Rician block fading.
 
@@ -86,7 +87,7 @@ class Rician:
         return {"model": "rician", "k_factor": np.asarray(self.k_factor).tolist()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Autoregressive:
     """First-order autoregressive fading: h(t) = a h(t-1) + sqrt(1 - a^2) w(t), a = J0(2 pi f_D T).
 

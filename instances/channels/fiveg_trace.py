@@ -107,12 +107,12 @@ def fiveg_states(
     records = [fiveg_round_trips(name) for name in names]
     shared = np.arange(devices) // len(traces) * REUSE_OFFSET
     starts = per_device("offsets", shared if offsets is None else offsets, devices, minimum=0)
-    left = np.array([sent[-1] for sent, _ in records]) - starts
+    left = np.round(np.array([sent[-1] for sent, _ in records]) - starts, 9)
     if left.min() < 0:
         device = int(left.argmin())
         rule = f"must lie within its trace of {records[device][0][-1]:g} s"
         raise InputError("offsets", rule, index=(device,), value=float(starts[device]))
-    times = np.arange(int(left.min() / step) + 1) * step
+    times = np.arange(int(np.round(left.min() / step, 6)) + 1) * step
     delay = [_held(sent, trip, start + times) for (sent, trip), start in zip(records, starts, strict=True)]
     parameters = {"traces": names, "offsets": starts.tolist(), "step": step}
     return ChannelSequence(
@@ -121,6 +121,7 @@ def fiveg_states(
 
 
 def _held(sent: RealArray, trip: RealArray, times: RealArray) -> RealArray:
-    last: IntArray = np.searchsorted(sent, times, side="right") - 1
+    # In whole and rounded ms: a tick that falls on a sending time must not miss it by a rounding error.
+    last: IntArray = np.searchsorted(np.round(sent * 1e3), np.round(times * 1e3, 6), side="right") - 1
     held: RealArray = trip[last]
     return held

@@ -247,7 +247,7 @@ def combine(link: ChannelSequence, delay: ChannelSequence) -> ChannelSequence:
     Parameters
     ----------
     link : ChannelSequence
-        With radio fields or token times; its times are kept.
+        With radio fields or token times; its times are kept, delays of its own are replaced.
     delay : ChannelSequence
         With ``link_delay`` for the same number of devices. The i-th delay joins the i-th link state
         whatever their times are; the shorter sequence ends the result.

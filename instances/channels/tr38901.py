@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wdmoe_opt import units
 from wdmoe_opt.errors import InputError, UnknownNameError
-from wdmoe_opt.validation import RealArray, per_device, real_scalar, refuse_where, require_shape
+from wdmoe_opt.validation import RealArray, per_device, real_array, real_scalar, refuse_where, require_shape
 
 from .cell import checked_distances, faded_states, radio_fields
 from .draws import checked_seed, complex_normals, uniforms
@@ -250,7 +250,9 @@ def _shadowing_db(seed: int, scenario: str, sight: BoolArray) -> RealArray:
     return shadow
 
 
-def _scenario(name: str) -> _Scenario:
+def _scenario(name: object) -> _Scenario:
+    if not isinstance(name, str):
+        raise InputError("scenario", f"must be one of {', '.join(SCENARIOS)}", value=name)
     if name not in _SCENARIOS:
         raise UnknownNameError("scenario", name, SCENARIOS)
     return _SCENARIOS[name]
@@ -272,10 +274,10 @@ def _checked_carrier(carrier_ghz: float) -> float:
 
 
 def _checked_height(h_ut: ArrayLike, devices: int) -> RealArray:
-    height = per_device("h_ut", h_ut, devices)
+    height = real_array("h_ut", h_ut)
     bad = (height < MIN_H_UT) | (height > MAX_H_UT)
     refuse_where("h_ut", bad, height, f"must be {MIN_H_UT:g} to {MAX_H_UT:g} m, the range of TR 38.901")
-    return height
+    return per_device("h_ut", height, devices)
 
 
 def _checked_sight(line_of_sight: ArrayLike, devices: int) -> BoolArray:
