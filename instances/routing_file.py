@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.lib import format as npy
@@ -149,7 +149,7 @@ class RoutingFile:
 
     def save(self, path: str | Path) -> str:
         """Write the file and return its content hash; an older file is replaced only when all is written."""
-        return write_routing(
+        written = write_routing(
             path,
             shape=self.expert_ids.shape,
             experts=self.experts,
@@ -159,7 +159,8 @@ class RoutingFile:
             sequence=self.sequence,
             position=self.position,
             manifest=self.manifest,
-        )["content_hash"]
+        )
+        return str(written["content_hash"])
 
     @classmethod
     def load(cls, path: str | Path, *, limit: int = SIZE_LIMIT) -> Self:
@@ -258,7 +259,8 @@ def check_routing(ids: NDArray[Any], weights: NDArray[np.float32], experts: int,
     order = np.sort(ids, axis=2)
     bad[:, :, 1:] = order[:, :, 1:] == order[:, :, :-1]
     bad[:, :, 0] = False
-    refuse_where("expert_ids", bad.any(axis=2), order[:, :, 0], "a token must not list an expert twice")
+    twice = np.asarray(bad.any(axis=2))
+    refuse_where("expert_ids", twice, ids[:, :, 0], "a token must not list an expert twice")
     mass = weights[:, :, :top_k].sum(axis=2)
     refuse_where("gate_weights", ~(mass > 0), mass, "a token's top-k weights must not all be zero")
 
