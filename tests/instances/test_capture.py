@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="capture needs torch (extra: capture)")
-transformers = pytest.importorskip("transformers", reason="capture needs transformers (extra: capture)")
-
-from wdmoe_opt.errors import InputError, UnsupportedError  # noqa: E402
-from wdmoe_opt.instances.capture import (  # noqa: E402
+from wdmoe_opt.errors import InputError, UnsupportedError
+from wdmoe_opt.instances.capture import (
     CaptureError,
     capture,
     capture_command,
     read_prompts,
     supported_models,
 )
-from wdmoe_opt.instances.capture.routers import GATES  # noqa: E402
-from wdmoe_opt.instances.routing_file import RoutingFile  # noqa: E402
+from wdmoe_opt.instances.capture.routers import GATES
+from wdmoe_opt.instances.routing_file import RoutingFile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+torch = pytest.importorskip("torch", reason="capture needs torch (extra: capture)")
+transformers = pytest.importorskip("transformers", reason="capture needs transformers (extra: capture)")
 torch.set_num_threads(1)
 
 VOCABULARY = 96
