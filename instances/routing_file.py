@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import zipfile
 import zlib
@@ -49,6 +50,7 @@ DERIVED_KEYS = ("schema_version", "kind", "tokens", "blocks", "experts", "top_k"
 SIZE_LIMIT = 4 * 1024**3
 MANIFEST_LIMIT = 16 * 1024**2
 MAX_EXPERTS = 65_536
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 
 
@@ -147,7 +149,7 @@ class RoutingFile:
         """Whether the gate weight of every expert is stored."""
         return self.columns == self.experts
 
-    def save(self, path: str | Path) -> str:
+    def save(self, path: str | Path, *, compression: int = zipfile.ZIP_DEFLATED) -> str:
         """Write the file and return its content hash; an older file is replaced only when all is written."""
         written = write_routing(
             path,
@@ -159,6 +161,7 @@ class RoutingFile:
             sequence=self.sequence,
             position=self.position,
             manifest=self.manifest,
+            compression=compression,
         )
         return str(written["content_hash"])
 
@@ -182,7 +185,7 @@ class RoutingFile:
                 _check_members(path, archive, limit)
                 manifest = _read_manifest(path, archive)
                 arrays = {name: _read_array(path, archive, name) for name in ARRAYS}
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
             raise RoutingFileError(path, f"cannot be read as a routing file ({error})") from None
         stored = manifest.get("content_hash")
         if stored != _hash_arrays(arrays, manifest):
@@ -276,6 +279,7 @@ def write_routing(
     sequence: NDArray[Any],
     position: NDArray[Any],
     manifest: Mapping[str, Any],
+    compression: int = zipfile.ZIP_DEFLATED,
 ) -> dict[str, Any]:
     """Stream a routing file to disk; whoever calls has checked the arrays (see `check_routing`).
 
@@ -290,6 +294,8 @@ def write_routing(
     sequence, position : int array (tokens,)
     manifest : mapping
         See `RoutingFile`.
+    compression : int
+        ``zipfile.ZIP_DEFLATED``, or ``ZIP_LZMA`` for a fifth less at ten times the effort.
 
     Returns
     -------
@@ -314,7 +320,7 @@ def write_routing(
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
             digest = hashlib.sha256()
             for name in ARRAYS:
-                _write_array(archive, name, *members[name], digest)
+                _write_array(archive, name, compression, *members[name], digest)
             full["content_hash"] = _finish_hash(digest, full)
             archive.writestr(_member(MANIFEST), _dump(full, indent=2))
         partial.replace(path)
@@ -349,9 +355,9 @@ def _dump(value: Mapping[str, Any], indent: int | None = None) -> str:
     return json.dumps(dict(value), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-def _member(name: str) -> zipfile.ZipInfo:
+def _member(name: str, compression: int = zipfile.ZIP_DEFLATED) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, _TIMESTAMP)
-    info.compress_type = zipfile.ZIP_DEFLATED
+    info.compress_type = compression
     info.create_system = 3
     info.external_attr = 0o644 << 16
     return info
@@ -378,6 +384,7 @@ def _hash_arrays(arrays: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]
 def _write_array(
     archive: zipfile.ZipFile,
     name: str,
+    compression: int,
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
     pieces: Iterable[NDArray[Any]],
@@ -386,7 +393,7 @@ def _write_array(
     shape = tuple(map(int, shape))
     _hash_header(digest, name, dtype, shape)
     header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as stream:
+    with archive.open(_member(f"{name}.npy", compression), "w", force_zip64=True) as stream:
         npy.write_array_header_1_0(stream, header)
         written = 0
         for data in _as_bytes(pieces, dtype):
@@ -412,8 +419,8 @@ def _check_members(path: str | Path, archive: zipfile.ZipFile, limit: int) -> No
             path, f"must hold exactly {', '.join(expected)}; holds {', '.join(names)[:300]}"
         )
     for member in members:
-        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise RoutingFileError(path, f"{member.filename}: must be stored or deflated, not encrypted")
+        if member.flag_bits & 1 or member.compress_type not in _COMPRESSIONS:
+            raise RoutingFileError(path, f"{member.filename}: must be stored, deflated or LZMA, not encrypted")
     size = sum(member.file_size for member in members)
     if size > limit:
         raise RoutingFileError(path, f"unpacks to {size} bytes, over the limit of {limit}")
