@@ -83,7 +83,7 @@ class Range:
 
     @classmethod
     def from_dict(cls, name: str, data: Any) -> Self:
-        """Checked range; ``name`` is the field that error messages name.
+        """Check and make a range; ``name`` is the field that error messages name.
 
         Raises
         ------
@@ -146,23 +146,30 @@ class DeviceProfile:
     power_budget: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
+    def costs(self, level: str = "centre") -> tuple[float, float, float]:
+        """Launch in s, time per byte read in s and time per operation in s, at a level of the time."""
+        launch, bandwidth, rate = self.launch_time, self.weight_bandwidth, self.compute_rate
+        chosen = {
+            "low": (launch.low, bandwidth.high, rate.high),
+            "centre": (launch.centre, bandwidth.centre, rate.centre),
+            "high": (launch.high, bandwidth.low, rate.low),
+        }[_choice("level", level, LEVELS)]
+        return chosen[0], 1.0 / chosen[1], 1.0 / chosen[2]
+
     def activation_time(self, weights: float, level: str = "centre") -> float:
         """Seconds paid once per active expert: launch plus streaming ``weights`` weights from memory."""
-        count = _positive("weights", weights)
-        launch = _at(self.launch_time, level)
-        return launch + count * self.bytes_per_weight / _at(self.weight_bandwidth, _opposite(level))
+        launch, per_byte, _ = self.costs(level)
+        return launch + _positive("weights", weights) * self.bytes_per_weight * per_byte
 
     def compute_time(self, weights: float, level: str = "centre") -> float:
         """Marginal seconds per token of an expert of ``weights`` weights."""
-        return 2.0 * _positive("weights", weights) / _at(self.compute_rate, _opposite(level))
+        return 2.0 * _positive("weights", weights) * self.costs(level)[2]
 
     def time(self, weights: float, tokens: float, level: str = "centre") -> float:
         """Seconds of one expert call over ``tokens`` tokens; 0 for no token."""
         count = _positive("tokens", tokens, zero_allowed=True)
-        _choice("level", level, LEVELS)
-        if count == 0:
-            return 0.0
-        return self.activation_time(weights, level) + count * self.compute_time(weights, level)
+        busy = self.activation_time(weights, level) + count * self.compute_time(weights, level)
+        return busy if count else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, in the schema of this module."""
@@ -173,7 +180,7 @@ class DeviceProfile:
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Checked profile from the values of a profile file.
+        """Check and make a profile from the values of a profile file.
 
         Raises
         ------
@@ -268,14 +275,6 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _at(values: Range, level: str) -> float:
-    return {"low": values.low, "centre": values.centre, "high": values.high}[_choice("level", level, LEVELS)]
-
-
-def _opposite(level: str) -> str:
-    return {"low": "high", "high": "low"}.get(level, level)
 
 
 def _check_keys(name: str, data: Any, required: tuple[str, ...], optional: tuple[str, ...]) -> None:
