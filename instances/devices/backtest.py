@@ -360,6 +360,13 @@ other timed row of those files.
 No public log times a 4096 x 14336 expert alone on any Jetson at several token counts. Orin NX rests on one
 vendor table and a memory benchmark. The power mode of the TensorRT Edge-LLM rows is not stated; those of
 AGX Orin are taken as MAXN, those of Orin Nano as MAXN_SUPER. The two Xaviers are estimated from ratios.
+
+    from wdmoe_opt.instances.devices import expert_weights, load_profile
+
+    profile = load_profile("agx-orin-maxn", precision="int4")
+    weights = expert_weights(2048, 768)
+    profile.activation_time(weights)         # s, once per active expert
+    profile.compute_time(weights, "high")    # s per token, pessimistic
 """
 
 _PROFILES = """
@@ -405,6 +412,9 @@ _READING = """
   the rows.
 - Orin Nano rows with errors of several hundred percent are single calls of 15 to 40 us among neighbours of
   120 to 170 us: their launch was queued ahead. They stay in.
+- Some tested rows are near relatives of fitted ones: BF16 beside FP16, the same model in another release or
+  after another prompt. The profiles did not see their values, but rows of another board owner would be a
+  harder test.
 """
 
 _CHECKS = """

@@ -554,13 +554,12 @@ def _profile(
     budget: float | None = None,
 ) -> DeviceProfile:
     int4 = BYTES_NVFP4 if name == "agx-thor" else BYTES_INT4
-    made = DeviceProfile(
+    return DeviceProfile(
         name=name, precision=precision, bytes_per_weight=BYTES_FP16 if precision == "fp16" else int4,
         launch_time=launch, weight_bandwidth=bandwidth, compute_rate=rate, memory=memory * GIGABYTE,
         power_budget=budget,
         provenance={"derived_by": "instances/devices/derive.py", "data": "instances/data/jetson"},
     )  # fmt: skip
-    return DeviceProfile.from_dict(made.to_dict())
 
 
 def _range(centre: Figure, low: Figure, high: Figure, evidence: str, source: str) -> Range:

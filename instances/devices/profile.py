@@ -94,19 +94,20 @@ class Range:
         rows = data.get("rows", [])
         if not isinstance(rows, (list, tuple)) or not all(isinstance(row, str) for row in rows):
             raise InputError(f"{name}.rows", "must be a list of texts", value=rows)
-        made = cls(
-            centre=_positive(f"{name}.centre", data["centre"], zero_allowed=name == "launch_time"),
-            low=_positive(f"{name}.low", data["low"], zero_allowed=name == "launch_time"),
-            high=_positive(f"{name}.high", data["high"], zero_allowed=name == "launch_time"),
-            evidence=_choice(f"{name}.evidence", data["evidence"], EVIDENCE),
-            source=_text(f"{name}.source", data["source"]),
-            rows=tuple(rows),
-        )
-        if made.low > made.centre:
-            raise InputError(f"{name}.low", f"must not exceed the centre {made.centre:g}", value=made.low)
-        if made.high < made.centre:
-            raise InputError(f"{name}.high", f"must not be below the centre {made.centre:g}", value=made.high)
+        made = cls(**{key: data[key] for key in _RANGE_KEYS}, rows=tuple(rows))
+        made.check(name)
         return made
+
+    def check(self, name: str) -> None:
+        """Raise ``InputError`` where a value breaks a rule; ``name`` is the field that messages name."""
+        for key in LEVELS:
+            _positive(f"{name}.{key}", getattr(self, key), zero_allowed=name == "launch_time")
+        _choice(f"{name}.evidence", self.evidence, EVIDENCE)
+        _text(f"{name}.source", self.source)
+        if self.low > self.centre:
+            raise InputError(f"{name}.low", f"must not exceed the centre {self.centre:g}", value=self.low)
+        if self.high < self.centre:
+            raise InputError(f"{name}.high", f"must not be below the centre {self.centre:g}", value=self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,11 @@ class DeviceProfile:
     provenance : mapping
         JSON values about the profile as a whole.
 
+    Raises
+    ------
+    InputError
+        Naming field, value and rule.
+
     Notes
     -----
     ``level`` of the methods speaks of the *time*: "low" is the optimistic, short time (low launch cost, high
@@ -144,7 +150,25 @@ class DeviceProfile:
     compute_rate: Range
     memory: float | None = None
     power_budget: float | None = None
-    provenance: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        _text("name", self.name)
+        _choice("precision", self.precision, PRECISIONS)
+        _positive("bytes_per_weight", self.bytes_per_weight)
+        for key in _RANGES:
+            if not isinstance(getattr(self, key), Range):
+                raise InputError(key, "must be a Range", value=getattr(self, key))
+            getattr(self, key).check(key)
+        for key in ("memory", "power_budget"):
+            if getattr(self, key) is not None:
+                _positive(key, getattr(self, key))
+        if not isinstance(self.provenance, Mapping):
+            raise InputError("provenance", "must be an object", value=self.provenance)
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_dict, (self.to_dict(),)
 
     def costs(self, level: str = "centre") -> tuple[float, float, float]:
         """Launch in s, time per byte read in s and time per operation in s, at a level of the time."""
@@ -190,20 +214,9 @@ class DeviceProfile:
         _check_keys("profile", data, _REQUIRED, _OPTIONAL)
         if data["schema_version"] != SCHEMA_VERSION:
             raise InputError("schema_version", f"must be {SCHEMA_VERSION}", value=data["schema_version"])
-        provenance = data.get("provenance", {})
-        if not isinstance(provenance, Mapping):
-            raise InputError("provenance", "must be an object", value=provenance)
-        return cls(
-            name=_text("name", data["name"]),
-            precision=_choice("precision", data["precision"], PRECISIONS),
-            bytes_per_weight=_positive("bytes_per_weight", data["bytes_per_weight"]),
-            launch_time=Range.from_dict("launch_time", data["launch_time"]),
-            weight_bandwidth=Range.from_dict("weight_bandwidth", data["weight_bandwidth"]),
-            compute_rate=Range.from_dict("compute_rate", data["compute_rate"]),
-            memory=_optional("memory", data.get("memory")),
-            power_budget=_optional("power_budget", data.get("power_budget")),
-            provenance=MappingProxyType(dict(provenance)),
-        )
+        ranges: dict[str, Any] = {key: Range.from_dict(key, data[key]) for key in _RANGES}
+        plain = {key: data[key] for key in ("name", "precision", "bytes_per_weight")}
+        return cls(**plain, **ranges, **{key: data[key] for key in _OPTIONAL if key in data})
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -297,10 +310,6 @@ def _positive(name: str, value: Any, *, zero_allowed: bool = False) -> float:
             name, "must be at least 0" if zero_allowed else "must be greater than 0", value=number
         )
     return number
-
-
-def _optional(name: str, value: Any) -> float | None:
-    return None if value is None else _positive(name, value)
 
 
 def _text(name: str, value: Any) -> str:

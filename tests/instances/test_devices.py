@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from wdmoe_opt.instances.devices import (
     list_profiles,
     load_profile,
 )
+from wdmoe_opt.instances.devices import rows as rows_module
 from wdmoe_opt.instances.devices.profile import LEVELS, PROFILES_FILE
 from wdmoe_opt.instances.devices.rows import DATA, read_rows
 
@@ -181,7 +183,7 @@ def test_changing_any_tested_row_changes_no_profile(monkeypatch: pytest.MonkeyPa
     before = derive.derive_profiles()
     fitted = derive.fitted_rows(before)
     spoiled = tuple(row if row.key in fitted else replace(row, time=1.01 * row.time) for row in rows)
-    monkeypatch.setattr(derive.measured, "read_rows", lambda: (spoiled, left_out))
+    monkeypatch.setattr(rows_module, "read_rows", lambda: (spoiled, left_out))
     assert derive.derive_profiles() == before
 
 
@@ -258,6 +260,20 @@ def test_malformed_profiles_are_refused(changes: dict[str, object], words: str) 
 def test_missing_keys_are_named(key: str) -> None:
     with pytest.raises(InputError, match=f"profile.{key}: is missing"):
         DeviceProfile.from_dict({name: value for name, value in document().items() if name != key})
+
+
+def test_profiles_made_in_code_are_checked_too() -> None:
+    with pytest.raises(InputError, match=r"compute_rate\.low = 5\.0: must not exceed the centre 2"):
+        replace(
+            DeviceProfile.from_dict(document()),
+            compute_rate=Range(centre=2.0, low=5.0, high=6.0, evidence="measured", source="a test"),
+        )
+
+
+def test_profiles_can_be_pickled_and_hashed() -> None:
+    profile = load_profile("agx-thor", "int4")
+    assert pickle.loads(pickle.dumps(profile)) == profile
+    assert hash(profile) == hash(pickle.loads(pickle.dumps(profile)))
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
