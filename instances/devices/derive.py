@@ -1,16 +1,15 @@
 """Compute every shipped device profile from the measured rows in ``instances/data/jetson``.
 
-``python -m wdmoe_opt.instances.devices.derive`` rewrites ``profiles.json``. Nothing in a profile is typed in but
-the constants below, each a single published number whose table cannot be shipped.
+``python -m wdmoe_opt.instances.devices.derive`` rewrites ``profiles.json``. Nothing in a profile is
+typed in but the constants below, each a single published number whose table cannot be shipped.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,17 +24,20 @@ from wdmoe_opt.instances.devices.profile import (
 from wdmoe_opt.instances.devices.rows import KERNELS_PER_EXPERT, Figure, Row
 from wdmoe_opt.instances.devices.shapes import SHAPES
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
 GIGABYTE = 1e9
 BYTES_FP16 = 2.0
-#: INT4 with an FP16 scale and an FP16 zero point per 128 weights (4.25 bit); NVFP4 has one FP8 scale per 16 (4.5 bit).
+#: INT4 with an FP16 scale and zero point per 128 weights (4.25 bit); NVFP4, an FP8 scale per 16 (4.5 bit).
 BYTES_INT4, BYTES_NVFP4 = 0.5 + 4.0 / 128.0, 0.5 + 1.0 / 16.0
 
 
 def _constant(value: float, source: str) -> Figure:
-    return Figure(value, (f"constant: {source}",))
+    return Figure(value, (f"constant: {value:g}, {source}",))
 
 
-# The cited constants, nine in all.
+# The cited constants, ten in all.
 _JFDG = "jfdg01/jetson@f6e16765, llama.cpp 57fe1f0, Orin Nano 8GB at 15 W,"
 ORIN_FP16_DECODE = _constant(
     20.2, "NVIDIA/TensorRT-Edge-LLM issue 60, AGX Orin 64GB, Qwen3-4B-VL W16A16, token/s"
@@ -49,14 +51,16 @@ THOR_Q8_PROMPT = _constant(
     1736.92, "changjongkim/thor_gtier@9f33b80a, AGX Thor MAXN, Qwen2.5-7B Q8_0, token/s"
 )
 XAVIER_NX_MEMORY = _constant(43.5 * GIGABYTE, "GpuZelenograd/memtest_vulkan README, Xavier NX 8GB, byte/s")
-XAVIER_TO_ORIN_PEAK = _constant(
-    136.5 / 204.8, "NVIDIA module data sheets, peak memory rate AGX Xavier / AGX Orin"
-)
+AGX_XAVIER_PEAK = _constant(136.5 * GIGABYTE, "NVIDIA module data sheet, AGX Xavier, byte/s")
+AGX_ORIN_PEAK = _constant(204.8 * GIGABYTE, "NVIDIA module data sheet, AGX Orin 64GB, byte/s")
 
 _MODES = ("maxn", "50w", "30w", "15w")
 _STREAM_MODE = {"maxn": "MAXN", "50w": "MODE_50W", "30w": "MODE_30W", "15w": "MODE_15W"}
 _AGX = "Jetson Orin AGX"
 _NANO = "orin-nano-maxn-super"
+_INT4_FORMAT = {
+    "agx-thor": "NVFP4", "agx-orin-maxn": "INT4 AWQ", "orin-nx": "INT4 AWQ", _NANO: "INT4 AWQ",
+}  # fmt: skip
 
 
 class Fit:
@@ -73,27 +77,19 @@ class Fit:
             raise LookupError(f"{len(found)} rows instead of one for {match}")
         return found[0]
 
-    def _tensorrt(self, profile: str, model: str, kind: str, tokens: float) -> Row:
-        rows = [
-            row for row in self._rows if row.key.startswith("tensorrt-edge-llm/") and row.release == "v0.9.0"
-        ]
-        return Fit(rows)._one(profile=profile, model=model, kind=kind, tokens=tokens)
-
     def _int4_decode(self, profile: str, model: str) -> Figure:
-        row = self._thor_decode if profile == "agx-thor" else self._tensorrt(profile, model, "decode", 1)
-        return _streaming(row, BYTES_NVFP4 if profile == "agx-thor" else BYTES_INT4)
+        weights = _INT4_FORMAT[profile]
+        row = self._one(profile=profile, model=model, kind="decode", tokens=1, release=f"v0.9.0 {weights}")
+        return _streaming(row, BYTES_NVFP4 if weights == "NVFP4" else BYTES_INT4)
 
-    @property
-    def _thor_decode(self) -> Row:
-        rows = [row for row in self._rows if row.profile == "agx-thor" and "#decode" in row.key]
-        return next(
-            row for row in rows if row.model == "Qwen3-8B" and row.release == "v0.9.0" and row.tokens == 1
-        )
+    def _prompt(self, profile: str, model: str, tokens: int) -> Row:
+        release = f"v0.9.0 {_INT4_FORMAT[profile]}"
+        return self._one(profile=profile, model=model, kind="prefill", tokens=tokens, release=release)
 
     def _prompt_slope(self, profile: str, short: tuple[str, int], long: tuple[str, int]) -> Figure:
         return _slope(
-            self._tensorrt(profile, short[0], "prefill", short[1]),
-            self._tensorrt(profile, long[0], "prefill", long[1]),
+            self._prompt(profile, *short),
+            self._prompt(profile, *long),
         )
 
     def _slope_8b(self, profile: str) -> Figure:
@@ -110,23 +106,25 @@ class Fit:
         first = measured.dispatch(mode, "empty", "p50")
         other = measured.dispatch(mode, "empty", "Min")
         graph = Figure(first.value + (KERNELS_PER_EXPERT - 1) * other.value, first.rows + other.rows)
-        slow = self._unlocked_launch.times(eager.over(measured.dispatch("maxn", "small_matmul", "p50")))
         return _range(
-            eager, graph, slow.times(1.0 / KERNELS_PER_EXPERT), "measured",
-            "Centre: five times the median dispatch of a small matrix product in eager PyTorch. Low: a CUDA graph, "
-            "taken as one median empty dispatch and four minimal ones. High: the slowest five-kernel network of "
-            "the MLP sweep at MAXN with clocks not locked, scaled by the dispatch medians.",
+            eager, graph, self._synchronised_launch(mode), "measured",
+            "Centre: five times the median dispatch of a small matrix product in eager PyTorch. Low: a CUDA "
+            "graph, taken as one median empty dispatch and four minimal ones. High: eager layers of ViT-B/32 "
+            "timed one by one in this mode, one and three kernels, continued to five.",
         )  # fmt: skip
 
-    @property
-    def _unlocked_launch(self) -> Figure:
+    def _synchronised_launch(self, mode: str) -> Figure:
+        one, three = (self._vision_layer(mode, kernels) for kernels in (1, 3))
+        return Figure(2.0 * three.value - one.value, one.rows + three.rows)
+
+    def _vision_layer(self, mode: str, kernels: int) -> Figure:
         rows = [
             row for row in self._rows
-            if row.profile == "agx-orin-maxn" and row.model.startswith("mlp")
-            and row.kernels == KERNELS_PER_EXPERT and row.tokens == 1 and row.used < 2e6
+            if (row.profile, row.model) == (f"agx-orin-{mode}", "vit_b_32 linear FP16")
+            and row.kernels == kernels
         ]  # fmt: skip
-        slowest = max(rows, key=lambda row: row.time)
-        return Figure(slowest.time, (slowest.key,))
+        middle = float(np.median([row.time for row in rows]))
+        return Figure(middle, tuple(row.key for row in rows))
 
     def nano_launch(self, evidence: str) -> Range:
         """Launch of one expert call on Orin Nano, s, from its smallest matrix products."""
@@ -135,9 +133,9 @@ class Fit:
         graph = product.times(orin.low / orin.centre)
         return _range(
             product, Figure(graph.value, graph.rows + orin.rows), linear, evidence,
-            "Centre and high: five times the median time of matrix products and of linear layers too small to "
-            "matter (under 0.1 MFLOP), single calls of 10 to 40 us left out as already queued; the power mode of "
-            "these rows is uncertain. Low: the share of a CUDA graph on AGX Orin.",
+            "Centre and high: five times the median time of matrix products and of linear layers too "
+            "small to matter (under 0.1 MFLOP), single calls of 10 to 40 us left out as already queued; "
+            "the power mode of these rows is uncertain. Low: the share of a CUDA graph on AGX Orin.",
         )  # fmt: skip
 
     def _smallest(self, operation: str) -> Figure:
@@ -153,7 +151,8 @@ class Fit:
         values = self.orin_launch(mode)
         return Range(
             centre=values.centre, low=values.low, high=values.high, evidence="assumed",
-            source=f"No dispatch log of this board; AGX Orin at {mode.upper()} is taken, {why}.", rows=values.rows,
+            rows=values.rows,
+            source=f"No dispatch log of this board; AGX Orin at {mode.upper()} is taken, {why}.",
         )  # fmt: skip
 
     # AGX Orin
@@ -171,15 +170,15 @@ class Fit:
         if precision == "fp16":
             centre = _fp16_decode().times(ratio)
             source = (
-                "Centre: whole-model FP16 decode of TensorRT Edge-LLM. Low: eager linear layer 25088x4096 at one "
-                "token in this mode. High: best STREAM kernel of this mode, a bound."
+                "Centre: whole-model FP16 decode of TensorRT Edge-LLM. Low: eager linear layer 25088x4096 "
+                "at one token in this mode. High: best STREAM kernel of this mode, a bound."
             )
             return _range(centre, self._eager_layer(mode), stream, evidence, source + scaled)
         best = measured.aggregate("Jetson AGX Orin 64GB", "best weight-streaming kernel (gate GEMM M=1)")
         slow = _streaming(self._one(model="qwen3-32b", profile="agx-orin-maxn", tokens=1), BYTES_INT4)
         source = (
-            "Centre: Qwen3-8B INT4 AWQ decode of TensorRT Edge-LLM. Low: vLLM decode of Qwen3-32B, taken as 4 bit. "
-            "High: best INT8 weight-streaming kernel of FlashRT."
+            "Centre: Qwen3-8B INT4 AWQ decode of TensorRT Edge-LLM. Low: vLLM decode of Qwen3-32B, taken "
+            "as 4 bit. High: best INT8 weight-streaming kernel of FlashRT."
         )
         fast = best.times(GIGABYTE).times(ratio)
         centre = self._int4_decode("agx-orin-maxn", "Qwen3-8B").times(ratio)
@@ -208,15 +207,15 @@ class Fit:
         if precision == "int4":
             return _range(
                 large, slow, small, "measured",
-                "Marginal prompt time of TensorRT Edge-LLM INT4 (FP16 arithmetic): centre 8B body, 61 to 292 tokens; "
-                "high 1.7B body; low 8B body, 292 to 2,089 tokens, attention inside.",
+                "Marginal prompt time of TensorRT Edge-LLM INT4 (FP16 arithmetic): centre 8B body, 61 to "
+                "292 tokens; high 1.7B body; low 8B body, 292 to 2,089 tokens, attention inside.",
             )  # fmt: skip
         mean = Figure((large.value + small.value) / 2.0, large.rows + small.rows)
         return _range(
-            mean, slow, self._gemm_50w_large, "measured",
-            "Centre: mean of the marginal prompt times of two bodies with INT4 weights, whose arithmetic is FP16. "
-            "Low: the 8B body between 292 and 2,089 tokens. High: eager 4096x4096 products at 50 W, so not the limit "
-            "of MAXN.",
+            mean, slow, self._gemm_50w_large, "scaled",
+            "Centre: mean of the marginal prompt times of two bodies with INT4 weights, whose arithmetic "
+            "is FP16. Low: the 8B body between 292 and 2,089 tokens. High: eager 4096x4096 products at 50 "
+            "W, so not the limit of MAXN.",
         )  # fmt: skip
 
     @property
@@ -240,16 +239,17 @@ class Fit:
         if mode == "50w":
             return _range(
                 self._gemm_50w_centre, low, self._gemm_50w_large, "measured",
-                "Centre: eager linear layer 2048x4096, 512 to 2,048 tokens. High: 4096x4096 products. Low: MAXN centre "
-                "times the clock ratio.",
+                "Centre: eager linear layer 2048x4096, 512 to 2,048 tokens. High: 4096x4096 products. "
+                "Low: MAXN centre times the clock ratio.",
             )  # fmt: skip
         ratio = self._clock_ratio(mode, "50w")
-        source = "Centre and high: the 50 W values times the clock ratio. Low: the MAXN centre times the clock ratio."
+        source = "Centre and high: 50 W values times the clock ratio. Low: MAXN centre times the clock ratio."
         if mode == "15w":
             low = Figure(maxn.centre, maxn.rows).times(_mlperf_15w())
             source = (
-                "Centre and high: the 50 W values times the clock ratio. Low: derived from MLPerf Inference v3.0, BERT-99 "
-                "Offline, open division, cTuning, 15 W system against the default one of the same submitter, times the MAXN centre."
+                "Centre and high: the 50 W values times the clock ratio. Low: derived from MLPerf "
+                "Inference v3.0, BERT-99 Offline, open division, cTuning, 15 W system against the default "
+                "one of the same submitter, times the MAXN centre."
             )
         return _range(
             self._gemm_50w_centre.times(ratio), low, self._gemm_50w_large.times(ratio), "scaled", source
@@ -280,12 +280,13 @@ class Fit:
         if precision == "fp16":
             return _range(
                 stream, small, large, "bound",
-                "Centre: best STREAM kernel, a bound that agrees with whole-model INT4 decode (high Qwen3-8B, low "
-                "Qwen3-1.7B of TensorRT Edge-LLM).",
+                "Centre: best STREAM kernel, a bound that agrees with whole-model INT4 decode (high "
+                "Qwen3-8B, low Qwen3-1.7B of TensorRT Edge-LLM).",
             )  # fmt: skip
         return _range(
             large, small, large, "measured",
-            "Centre and high: Qwen3-8B INT4 AWQ decode of TensorRT Edge-LLM, already at the STREAM rate. Low: Qwen3-1.7B.",
+            "Centre and high: Qwen3-8B INT4 AWQ decode of TensorRT Edge-LLM, already at the STREAM rate. "
+            "Low: Qwen3-1.7B.",
         )  # fmt: skip
 
     def orin_nx_rate(self, precision: str) -> Range:
@@ -305,19 +306,19 @@ class Fit:
         fp16, fp16_small = _streaming(block, BYTES_FP16), _streaming(small, BYTES_FP16)
         of_weights = _streaming(llama, BYTES_INT4)
         if precision == "fp16":
-            _, fitted = self._nano_products
             llama_bytes = Figure(of_weights.value / BYTES_INT4, of_weights.rows).times(Q4_K_M_BYTES)
             return _range(
-                fp16, Figure(min(fp16_small.value, of_weights.value), fp16_small.rows + of_weights.rows), llama_bytes,
+                fp16, _smaller(fp16_small, of_weights), llama_bytes,
                 "measured",
-                "Centre: standalone cuBLAS SwiGLU 5120x13824 at one token. Low: the slower of SwiGLU 1536x8960 and "
-                "llama.cpp decode of Qwen2.5-7B counted at 4.25 bit. High: that decode at its true Q4_K_M size.",
+                "Centre: standalone cuBLAS SwiGLU 5120x13824 at one token. Low: the slower of SwiGLU "
+                "1536x8960 and llama.cpp decode of Qwen2.5-7B counted at 4.25 bit. High: that decode at "
+                "its true Q4_K_M size.",
             )  # fmt: skip
         trt = self._int4_decode(_NANO, "Qwen3-1.7B")
         return _range(
             trt, of_weights, _larger(fp16, trt), "measured",
-            "Centre: Qwen3-1.7B INT4 AWQ decode of TensorRT Edge-LLM. Low: llama.cpp Q4_K_M decode of Qwen2.5-7B "
-            "in weights per second. High: the FP16 SwiGLU block in byte per second.",
+            "Centre: Qwen3-1.7B INT4 AWQ decode of TensorRT Edge-LLM. Low: llama.cpp Q4_K_M decode of "
+            "Qwen2.5-7B in weights per second. High: the FP16 SwiGLU block in byte per second.",
         )  # fmt: skip
 
     @property
@@ -346,8 +347,9 @@ class Fit:
             joint, fixed = self._nano_products
             return _range(
                 joint, slow, _larger(fixed, joint), "measured",
-                "Centre: additive fit, in relative error, of the linear layers with more than 8 million weights. High: the "
-                "same with the bandwidth held at the SwiGLU value. Low: marginal prompt time of TensorRT Edge-LLM, 1.7B.",
+                "Centre: additive fit, in relative error, of the linear layers with more than 8 million "
+                "weights. High: the same with the bandwidth held at the SwiGLU value. Low: marginal "
+                "prompt time of TensorRT Edge-LLM, 1.7B.",
             )  # fmt: skip
         prompts = [
             self._one(model="Qwen2.5-Coder-7B", kind="prefill", release="llamacpp", tokens=n)
@@ -356,8 +358,8 @@ class Fit:
         centre = _slope(*prompts)
         return _range(
             centre, slow, centre, "measured",
-            "Centre and high: llama.cpp Q4_K_M, marginal prompt time of Qwen2.5-7B, 32 to 512 tokens. Low: TensorRT "
-            "Edge-LLM INT4 AWQ, 1.7B body, 61 to 292 tokens.",
+            "Centre and high: llama.cpp Q4_K_M, marginal prompt time of Qwen2.5-7B, 32 to 512 tokens. "
+            "Low: TensorRT Edge-LLM INT4 AWQ, 1.7B body, 61 to 292 tokens.",
         )  # fmt: skip
 
     def nano_15w_bandwidth(self, precision: str) -> Range:
@@ -373,13 +375,13 @@ class Fit:
             centre, low = large.times(Q4_K_M_BYTES), other.times(Q4_K_M_BYTES)
             return _range(
                 centre, _smaller(low, centre), _larger(scaled, centre), "scaled",
-                "Centre: llama.cpp Q4_K_M decode of Llama-3.1-8B in byte per second. Low: Qwen2.5-7B. High: the "
-                "MAXN_SUPER high times the STREAM ratio.",
+                "Centre: llama.cpp Q4_K_M decode of Llama-3.1-8B in byte per second. Low: Qwen2.5-7B. "
+                "High: the MAXN_SUPER high times the STREAM ratio.",
             )  # fmt: skip
         return _range(
             large.times(BYTES_INT4), other.times(BYTES_INT4), large.times(Q4_K_M_BYTES), "measured",
-            "Centre: llama.cpp Q4_K_M decode of Llama-3.1-8B in weights per second. Low: Qwen2.5-7B. High: Llama-3.1-8B "
-            "in byte per second.",
+            "Centre: llama.cpp Q4_K_M decode of Llama-3.1-8B in weights per second. Low: Qwen2.5-7B. "
+            "High: Llama-3.1-8B in byte per second.",
         )  # fmt: skip
 
     def nano_15w_rate(self, precision: str) -> Range:
@@ -389,8 +391,8 @@ class Fit:
         whole = NANO_15W_PROMPT_8B.times(2.0 * SHAPES["llama-3-1-8b"].used)
         return _range(
             large, whole, other, "measured" if precision == "int4" else "scaled",
-            "llama.cpp Q4_K_M, 512-token prompt less one decode step: centre Llama-3.1-8B, high Qwen2.5-7B; low without "
-            "that subtraction.",
+            "llama.cpp Q4_K_M, 512-token prompt less one decode step: centre Llama-3.1-8B, high "
+            "Qwen2.5-7B; low without that subtraction.",
         )  # fmt: skip
 
     # AGX Thor
@@ -406,15 +408,15 @@ class Fit:
             memory = measured.aggregate("Jetson AGX Thor", "DRAM bandwidth").times(GIGABYTE)
             return _range(
                 slow, memory, fast, "measured",
-                "Centre and high: two runs of a whole BF16 SwiGLU 4096x11008 at one token. Low: the memory read-out of the "
-                "same source.",
+                "Centre and high: two runs of a whole BF16 SwiGLU 4096x11008 at one token. Low: the "
+                "memory read-out of the same source.",
             )  # fmt: skip
         layer = self._one(profile="agx-thor", model="w4a16 ffn_swiglu")
         centre = self._int4_decode("agx-thor", "Qwen3-8B")
         return _range(
             centre, _streaming(layer, BYTES_NVFP4), _larger(fast, centre), "measured",
-            "Centre: Qwen3-8B NVFP4 decode of TensorRT Edge-LLM. Low: fused W4A16 SwiGLU 4096x11008 at one token, which was "
-            "no faster than 8 bit. High: the BF16 block in byte per second.",
+            "Centre: Qwen3-8B NVFP4 decode of TensorRT Edge-LLM. Low: fused W4A16 SwiGLU 4096x11008 at "
+            "one token, which was no faster than 8 bit. High: the BF16 block in byte per second.",
         )  # fmt: skip
 
     def thor_rate(self, precision: str) -> Range:
@@ -424,23 +426,28 @@ class Fit:
             large = measured.aggregate("Jetson AGX Thor", "cuBLAS large square GEMM").times(1e12)
             return _range(
                 large, slow, large, "measured",
-                "Centre and high: large square BF16 product of cuBLAS. Low: whole prompts of llama.cpp Q8_0, Qwen2.5-7B.",
+                "Centre and high: large square BF16 product of cuBLAS. Low: whole prompts of llama.cpp "
+                "Q8_0, Qwen2.5-7B.",
             )  # fmt: skip
         prompt = self._one(
-            profile="agx-thor", model="Qwen3-8B", kind="prefill", tokens=2048, release="v0.9.0"
+            profile="agx-thor",
+            model="Qwen3-8B",
+            kind="prefill",
+            tokens=2048,
+            release="v0.9.0 llm_bench NVFP4",
         )
         centre = Figure(2.0 * prompt.used * prompt.tokens / prompt.time, (prompt.key,))
         return _range(
             centre, slow, centre, "measured",
-            "Centre and high: Qwen3-8B NVFP4 prompt of 2,048 tokens of TensorRT Edge-LLM. Low: whole prompts of llama.cpp "
-            "Q8_0, Qwen2.5-7B, which has no 4 bit arithmetic.",
+            "Centre and high: Qwen3-8B NVFP4 prompt of 2,048 tokens of TensorRT Edge-LLM. Low: whole "
+            "prompts of llama.cpp Q8_0, Qwen2.5-7B, which has no 4 bit arithmetic.",
         )  # fmt: skip
 
     # Xavier, estimated
 
     def xavier_bandwidth(self, board: str, precision: str) -> Range:
         """Weight bandwidth of a Xavier, byte/s, from AGX Orin's use of its memory."""
-        orin, peak = self.orin_bandwidth("maxn", "fp16"), XAVIER_TO_ORIN_PEAK
+        orin, peak = self.orin_bandwidth("maxn", "fp16"), AGX_XAVIER_PEAK.over(AGX_ORIN_PEAK)
         low, high = (Figure(value / orin.centre, orin.rows) for value in (orin.low, orin.high))
         if board == "agx-xavier":
             centre, evidence = Figure(orin.centre, orin.rows).times(peak), "scaled"
@@ -449,7 +456,7 @@ class Fit:
             )
         else:
             centre, evidence = XAVIER_NX_MEMORY, "bound"
-            source = "Centre: a memory read-out, a bound. Low and high: the spread of AGX Orin MAXN around its centre."
+            source = "Centre: a memory read-out, a bound. Low and high: the spread of AGX Orin around it."
         if precision == "int4":
             source += " INT4 weights are taken to stream at the FP16 byte rate: no INT4 row exists."
             evidence = "scaled"
@@ -464,8 +471,9 @@ class Fit:
         fast = per_sample.times(offline).times(0.5)
         slow = per_sample.over(single).times(0.5)
         source = (
-            f"Derived from MLPerf Inference v1.1, BERT-99, closed division, NVIDIA, {system}: centre and high Offline, low "
-            "SingleStream; anchored on AGX Orin (v3.0, Orin_TRT, Offline) and its INT8 feed-forward rate; FP16 taken as half of INT8."
+            f"Derived from MLPerf Inference v1.1, BERT-99, closed division, NVIDIA, {system}: centre and "
+            "high Offline, low SingleStream; anchored on AGX Orin (v3.0, Orin_TRT, Offline) and its INT8 "
+            "feed-forward rate; FP16 taken as half of INT8."
         )
         if precision == "int4":
             ratio = self._slope_8b("agx-orin-maxn").value / self.orin_rate("maxn", "fp16").centre
@@ -475,9 +483,8 @@ class Fit:
 
 
 def flop_per_bert_sample() -> Figure:
-    """INT8 operations of one MLPerf BERT-99 sample, from AGX Orin: feed-forward rate over samples per second."""
-    time = measured.flashrt_time("AGX Orin", "int8", 1032, ("gate_or_up", "gate_or_up", "down"))
-    rate = Figure(2.0 * 3 * 4096 * 11008 * 1032 / time.value, time.rows)
+    """INT8 operations per MLPerf BERT-99 sample on AGX Orin: feed-forward rate over samples/s."""
+    rate = measured.flashrt_rate("AGX Orin", "int8", 1032, ("gate_or_up", "gate_or_up", "down"))
     return rate.over(measured.mlperf("v3.0", "closed/NVIDIA", "Orin_TRT", "Offline"))
 
 
@@ -514,11 +521,11 @@ def _of_precision(fit: Fit, precision: str) -> Iterable[DeviceProfile]:
             fit.orin_rate(mode, precision), memory=64, budget=budget,
         )  # fmt: skip
     yield _profile(
-        "agx-thor", precision, fit.borrowed_launch("maxn", "a slower host"), fit.thor_bandwidth(precision),
-        fit.thor_rate(precision), memory=128,
+        "agx-thor", precision, fit.borrowed_launch("maxn", "whose host is slower"),
+        fit.thor_bandwidth(precision), fit.thor_rate(precision), memory=128,
     )  # fmt: skip
     yield _profile(
-        "orin-nx", precision, fit.borrowed_launch("maxn", "the same CPU cores at a lower clock"),
+        "orin-nx", precision, fit.borrowed_launch("maxn", "whose CPU cores are the same, at a higher clock"),
         fit.orin_nx_bandwidth(precision), fit.orin_nx_rate(precision), memory=16,
     )  # fmt: skip
     yield _profile(
@@ -531,7 +538,7 @@ def _of_precision(fit: Fit, precision: str) -> Iterable[DeviceProfile]:
     )  # fmt: skip
     for board, memory in (("agx-xavier", 32), ("xavier-nx", 8)):
         yield _profile(
-            f"{board}-estimated", precision, fit.borrowed_launch("15w", "the slowest host that was logged"),
+            f"{board}-estimated", precision, fit.borrowed_launch("15w", "the slowest host with a log"),
             fit.xavier_bandwidth(board, precision), fit.xavier_rate(board, precision), memory=memory,
         )  # fmt: skip
 
@@ -547,12 +554,12 @@ def _profile(
     budget: float | None = None,
 ) -> DeviceProfile:
     int4 = BYTES_NVFP4 if name == "agx-thor" else BYTES_INT4
-    made = DeviceProfile(
+    return DeviceProfile(
         name=name, precision=precision, bytes_per_weight=BYTES_FP16 if precision == "fp16" else int4,
         launch_time=launch, weight_bandwidth=bandwidth, compute_rate=rate, memory=memory * GIGABYTE,
-        power_budget=budget, provenance={"derived_by": "instances/devices/derive.py", "data": "instances/data/jetson"},
+        power_budget=budget,
+        provenance={"derived_by": "instances/devices/derive.py", "data": "instances/data/jetson"},
     )  # fmt: skip
-    return DeviceProfile.from_dict(made.to_dict())
 
 
 def _range(centre: Figure, low: Figure, high: Figure, evidence: str, source: str) -> Range:

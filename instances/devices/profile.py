@@ -83,7 +83,7 @@ class Range:
 
     @classmethod
     def from_dict(cls, name: str, data: Any) -> Self:
-        """Checked range; ``name`` is the field that error messages name.
+        """Check and make a range; ``name`` is the field that error messages name.
 
         Raises
         ------
@@ -94,19 +94,20 @@ class Range:
         rows = data.get("rows", [])
         if not isinstance(rows, (list, tuple)) or not all(isinstance(row, str) for row in rows):
             raise InputError(f"{name}.rows", "must be a list of texts", value=rows)
-        made = cls(
-            centre=_positive(f"{name}.centre", data["centre"], zero_allowed=name == "launch_time"),
-            low=_positive(f"{name}.low", data["low"], zero_allowed=name == "launch_time"),
-            high=_positive(f"{name}.high", data["high"], zero_allowed=name == "launch_time"),
-            evidence=_choice(f"{name}.evidence", data["evidence"], EVIDENCE),
-            source=_text(f"{name}.source", data["source"]),
-            rows=tuple(rows),
-        )
-        if made.low > made.centre:
-            raise InputError(f"{name}.low", f"must not exceed the centre {made.centre:g}", value=made.low)
-        if made.high < made.centre:
-            raise InputError(f"{name}.high", f"must not be below the centre {made.centre:g}", value=made.high)
+        made = cls(**{key: data[key] for key in _RANGE_KEYS}, rows=tuple(rows))
+        made.check(name)
         return made
+
+    def check(self, name: str) -> None:
+        """Raise ``InputError`` where a value breaks a rule; ``name`` is the field that messages name."""
+        for key in LEVELS:
+            _positive(f"{name}.{key}", getattr(self, key), zero_allowed=name == "launch_time")
+        _choice(f"{name}.evidence", self.evidence, EVIDENCE)
+        _text(f"{name}.source", self.source)
+        if self.low > self.centre:
+            raise InputError(f"{name}.low", f"must not exceed the centre {self.centre:g}", value=self.low)
+        if self.high < self.centre:
+            raise InputError(f"{name}.high", f"must not be below the centre {self.centre:g}", value=self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,11 @@ class DeviceProfile:
     provenance : mapping
         JSON values about the profile as a whole.
 
+    Raises
+    ------
+    InputError
+        Naming field, value and rule.
+
     Notes
     -----
     ``level`` of the methods speaks of the *time*: "low" is the optimistic, short time (low launch cost, high
@@ -144,25 +150,50 @@ class DeviceProfile:
     compute_rate: Range
     memory: float | None = None
     power_budget: float | None = None
-    provenance: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        _text("name", self.name)
+        _choice("precision", self.precision, PRECISIONS)
+        _positive("bytes_per_weight", self.bytes_per_weight)
+        for key in _RANGES:
+            if not isinstance(getattr(self, key), Range):
+                raise InputError(key, "must be a Range", value=getattr(self, key))
+            getattr(self, key).check(key)
+        for key in ("memory", "power_budget"):
+            if getattr(self, key) is not None:
+                _positive(key, getattr(self, key))
+        if not isinstance(self.provenance, Mapping):
+            raise InputError("provenance", "must be an object", value=self.provenance)
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_dict, (self.to_dict(),)
+
+    def costs(self, level: str = "centre") -> tuple[float, float, float]:
+        """Launch in s, time per byte read in s and time per operation in s, at a level of the time."""
+        launch, bandwidth, rate = self.launch_time, self.weight_bandwidth, self.compute_rate
+        chosen = {
+            "low": (launch.low, bandwidth.high, rate.high),
+            "centre": (launch.centre, bandwidth.centre, rate.centre),
+            "high": (launch.high, bandwidth.low, rate.low),
+        }[_choice("level", level, LEVELS)]
+        return chosen[0], 1.0 / chosen[1], 1.0 / chosen[2]
 
     def activation_time(self, weights: float, level: str = "centre") -> float:
         """Seconds paid once per active expert: launch plus streaming ``weights`` weights from memory."""
-        count = _positive("weights", weights)
-        launch = _at(self.launch_time, level)
-        return launch + count * self.bytes_per_weight / _at(self.weight_bandwidth, _opposite(level))
+        launch, per_byte, _ = self.costs(level)
+        return launch + _positive("weights", weights) * self.bytes_per_weight * per_byte
 
     def compute_time(self, weights: float, level: str = "centre") -> float:
         """Marginal seconds per token of an expert of ``weights`` weights."""
-        return 2.0 * _positive("weights", weights) / _at(self.compute_rate, _opposite(level))
+        return 2.0 * _positive("weights", weights) * self.costs(level)[2]
 
     def time(self, weights: float, tokens: float, level: str = "centre") -> float:
         """Seconds of one expert call over ``tokens`` tokens; 0 for no token."""
         count = _positive("tokens", tokens, zero_allowed=True)
-        _choice("level", level, LEVELS)
-        if count == 0:
-            return 0.0
-        return self.activation_time(weights, level) + count * self.compute_time(weights, level)
+        busy = self.activation_time(weights, level) + count * self.compute_time(weights, level)
+        return busy if count else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, in the schema of this module."""
@@ -173,7 +204,7 @@ class DeviceProfile:
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Checked profile from the values of a profile file.
+        """Check and make a profile from the values of a profile file.
 
         Raises
         ------
@@ -183,20 +214,9 @@ class DeviceProfile:
         _check_keys("profile", data, _REQUIRED, _OPTIONAL)
         if data["schema_version"] != SCHEMA_VERSION:
             raise InputError("schema_version", f"must be {SCHEMA_VERSION}", value=data["schema_version"])
-        provenance = data.get("provenance", {})
-        if not isinstance(provenance, Mapping):
-            raise InputError("provenance", "must be an object", value=provenance)
-        return cls(
-            name=_text("name", data["name"]),
-            precision=_choice("precision", data["precision"], PRECISIONS),
-            bytes_per_weight=_positive("bytes_per_weight", data["bytes_per_weight"]),
-            launch_time=Range.from_dict("launch_time", data["launch_time"]),
-            weight_bandwidth=Range.from_dict("weight_bandwidth", data["weight_bandwidth"]),
-            compute_rate=Range.from_dict("compute_rate", data["compute_rate"]),
-            memory=_optional("memory", data.get("memory")),
-            power_budget=_optional("power_budget", data.get("power_budget")),
-            provenance=MappingProxyType(dict(provenance)),
-        )
+        ranges: dict[str, Any] = {key: Range.from_dict(key, data[key]) for key in _RANGES}
+        plain = {key: data[key] for key in ("name", "precision", "bytes_per_weight")}
+        return cls(**plain, **ranges, **{key: data[key] for key in _OPTIONAL if key in data})
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -270,14 +290,6 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def _at(values: Range, level: str) -> float:
-    return {"low": values.low, "centre": values.centre, "high": values.high}[_choice("level", level, LEVELS)]
-
-
-def _opposite(level: str) -> str:
-    return {"low": "high", "high": "low"}.get(level, level)
-
-
 def _check_keys(name: str, data: Any, required: tuple[str, ...], optional: tuple[str, ...]) -> None:
     if not isinstance(data, Mapping):
         raise InputError(name, "must be an object", value=data)
@@ -298,10 +310,6 @@ def _positive(name: str, value: Any, *, zero_allowed: bool = False) -> float:
             name, "must be at least 0" if zero_allowed else "must be greater than 0", value=number
         )
     return number
-
-
-def _optional(name: str, value: Any) -> float | None:
-    return None if value is None else _positive(name, value)
 
 
 def _text(name: str, value: Any) -> str:

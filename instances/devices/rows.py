@@ -11,13 +11,16 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from wdmoe_opt.instances.devices.shapes import SHAPES, ModelShape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "jetson"
 
@@ -179,7 +182,7 @@ def _mlp_sweep(left_out: LeftOut) -> Iterator[Row]:
             continue
         hidden = json.loads(line["hidden_dims"])
         widths = [int(line["input_dim"]), *hidden, int(line["output_dim"])]
-        weights = sum(one * other for one, other in zip(widths, widths[1:], strict=False))
+        weights = sum(one * other for one, other in pairwise(widths))
         row = _layer(
             key, "agx-orin-maxn", f"mlp {widths}", tokens=int(line["batch_size"]), weights=weights,
             ms=float(line["empirical_time_ms"]), kernels=2 * len(hidden) + 1,
@@ -245,14 +248,21 @@ def _fabric_ffn(left_out: LeftOut) -> Iterator[Row]:
 
 
 def _whole(
-    key: str, profile: str, model: str, kind: str, tokens: float, time: float, release: str, **more: float
+    key: str,
+    profile: str,
+    model: str,
+    kind: str,
+    tokens: float,
+    time: float,
+    release: str,
+    head_bytes: float | None = None,
 ) -> Row:
     shape: ModelShape = SHAPES[model]
     return Row(
         key=f"{key}#{kind.replace('padded ', '')}", profile=profile, precision="int4",
-        kind=f"moe {kind}" if shape.experts > 1 else kind, model=model, tokens=tokens, time=time, release=release,
-        streamed=shape.streamed(tokens), used=shape.used, head=shape.head,
-        head_tokens=tokens if kind == "decode" else 1.0, **more,
+        kind=f"moe {kind}" if shape.experts > 1 else kind, model=model, tokens=tokens, time=time,
+        release=release, streamed=shape.streamed(tokens), used=shape.used, head=shape.head,
+        head_tokens=tokens if kind == "decode" else 1.0, head_bytes=head_bytes,
     )  # fmt: skip
 
 
@@ -294,7 +304,7 @@ def _tensorrt_refusal(line: Record) -> str:
 
 def _tensorrt_rows(key: str, line: Record) -> Iterator[Row]:
     profile = next(name for board, name in _TENSORRT_BOARDS.items() if line["platform"].startswith(board))
-    batch, model, release = float(line["Batch"]), line["Model"], line["section"].split()[0]
+    batch, model, release = float(line["Batch"]), line["Model"], _tensorrt_release(line)
     bench = line["table"].startswith("llm_bench")
     for time_column, token_columns in _TENSORRT_PREFILL:
         time = _number(line[time_column])
@@ -307,6 +317,13 @@ def _tensorrt_rows(key: str, line: Record) -> Iterator[Row]:
         rate = _number(line[column])
         if rate:
             yield _whole(key, profile, model, "decode", batch, batch / rate, release, head_bytes=2.0)
+
+
+def _tensorrt_release(line: Record) -> str:
+    """Version, table where it is a bare engine benchmark, and format of the language model's weights."""
+    weights = (line["Precision"] or line["LLM Prec"]).split(" / ")[0]
+    table = ["llm_bench"] if line["table"].startswith("llm_bench") else []
+    return " ".join([line["section"].split()[0], *table, weights])
 
 
 def _ai_lab(left_out: LeftOut) -> Iterator[Row]:
@@ -359,16 +376,16 @@ def dispatch(mode: str, kernel: str, statistic: str) -> Figure:
 
 
 def aggregate(board: str, quantity: str) -> Figure:
-    """A value of flashrt/aggregates.csv in its own unit."""
+    """Return a value of flashrt/aggregates.csv in its own unit."""
     for key, line in _lines("flashrt/aggregates.csv"):
         if line["board"] == board and line["quantity"] == quantity:
             return Figure(float(line["value"]), (key,))
     raise LookupError(f"flashrt/aggregates.csv: no {quantity!r} of {board!r}")
 
 
-def flashrt_time(board: str, precision: str, tokens: int, operations: tuple[str, ...]) -> Figure:
-    """Sum of the first matching times of flashrt/gemm_us.csv, s, one per named operation."""
-    total = Figure(0.0, ())
+def flashrt_rate(board: str, precision: str, tokens: int, operations: tuple[str, ...]) -> Figure:
+    """FLOP/s over the first matching rows of flashrt/gemm_us.csv, one per named operation."""
+    flop, time, keys = 0.0, 0.0, []
     for operation in operations:
         key, line = next(
             (key, line)
@@ -376,12 +393,14 @@ def flashrt_time(board: str, precision: str, tokens: int, operations: tuple[str,
             if board in line["board"]
             and (line["precision"], line["op"], line["M_tokens"]) == (precision, operation, str(tokens))
         )
-        total = Figure(total.value + float(line["us"]) * 1e-6, (*total.rows, key))
-    return total
+        flop += 2.0 * tokens * int(line["K"]) * int(line["N"])
+        time += float(line["us"]) * 1e-6
+        keys.append(key)
+    return Figure(flop / time, tuple(keys))
 
 
 def mlperf(edition: str, submitter: str, system: str, scenario: str) -> Figure:
-    """An MLPerf Inference BERT-99 result: samples/s for Offline, mean latency in s for SingleStream."""
+    """Return an MLPerf Inference BERT-99 result: samples/s (Offline) or mean latency in s (SingleStream)."""
     for key, line in _lines("mlperf-inference/jetson_language_results.csv"):
         found = (line["round"], line["submitter"], line["system"], line["benchmark"])
         if found == (edition, submitter, system, "bert-99") and line["scenario"].lower() == scenario.lower():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -42,7 +43,7 @@ class ModelShape:
 
         For a mixture of experts the tokens are taken to choose evenly and independently.
         """
-        missed = (1.0 - self.active / self.experts) ** tokens
+        missed = math.pow(1.0 - self.active / self.experts, tokens)
         return self._attention + self._expert * self.experts * (1.0 - missed)
 
     @property
