@@ -104,36 +104,20 @@ def capture(
         Path(f"{output}.parts"), len(tap.routers), tap.columns, id_dtype(tap.experts), offsets
     )  # fmt: skip
     source = _source(model, model_name, revision, model_licence)
-    how = {
-        "gate": gate, "batch_size": batch_size, "max_length": max_length,
-        "precision": str(model.dtype).removeprefix("torch."), "device": model.device.type,
-        "model_type": model.config.model_type, "routers": list(tap.routers),
-        "router_hash": _router_hash(tap.routers), "packages": _versions(),
-    }  # fmt: skip
+    how = {"gate": gate, "batch_size": batch_size, "max_length": max_length, **_setting(model, tap)}
     store.open({**source, **how, "prompt_hash": encoded.prompt_hash, "token_hash": encoded.token_hash})
     _fill(store, model, tap, encoded, batch_size, part_bytes, progress, on_part)
-    manifest = write_routing(
-        output,
-        shape=(store.blocks, int(offsets[-1]), store.columns),
-        experts=tap.experts,
-        top_k=tap.top_k,
-        expert_ids=store.pieces("ids"),
-        gate_weights=store.pieces("weights"),
-        sequence=np.repeat(np.arange(len(encoded.ids)), np.diff(offsets)),
-        position=np.concatenate([np.arange(ids.size) for ids in encoded.ids]),
-        manifest={
-            **source,
-            "weights_meaning": _meaning(kind.meaning, gate),
-            "prompts": {
-                "name": prompts_name, "count": len(encoded.ids), "truncated": encoded.truncated,
-                "token_hash": encoded.token_hash,
-            },
-            "prompt_hash": encoded.prompt_hash,
-            "capture": how,
-        },
-    )  # fmt: skip
+    prompts_note = {
+        "name": prompts_name, "count": len(encoded.ids), "truncated": encoded.truncated,
+        "token_hash": encoded.token_hash,
+    }  # fmt: skip
+    manifest = {
+        **source, "weights_meaning": _meaning(kind.meaning, gate), "prompts": prompts_note,
+        "prompt_hash": encoded.prompt_hash, "capture": how,
+    }  # fmt: skip
+    written = _merge(output, store, tap, encoded, manifest)
     store.remove()
-    return manifest
+    return written
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -178,6 +162,24 @@ def _fill(
                 if on_part is not None:
                     on_part(start, stop)
                 start, ids, weights = stop, [], []
+
+
+def _merge(
+    output: Path, store: PartStore, tap: RouterTap, encoded: Encoded, manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """Stream the parts into the routing file; the manifest as written."""
+    lengths = np.diff(store.offsets)
+    return write_routing(
+        output,
+        shape=(store.blocks, int(store.offsets[-1]), store.columns),
+        experts=tap.experts,
+        top_k=tap.top_k,
+        expert_ids=store.pieces("ids"),
+        gate_weights=store.pieces("weights"),
+        sequence=np.repeat(np.arange(lengths.size), lengths),
+        position=np.concatenate([np.arange(ids.size) for ids in encoded.ids]),
+        manifest=manifest,
+    )
 
 
 def _run_batch(
@@ -240,6 +242,18 @@ def _source(model: Any, name: str | None, revision: str | None, licence: str | N
         found = Path(found).resolve().name
     commit = getattr(model.config, "_commit_hash", None)
     return {"model": found, "revision": commit or revision, "model_licence": licence}
+
+
+def _setting(model: Any, tap: RouterTap) -> dict[str, Any]:
+    """Say what else decides the numbers: the model as loaded, its routers, and the packages."""
+    return {
+        "precision": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "model_type": model.config.model_type,
+        "routers": list(tap.routers),
+        "router_hash": _router_hash(tap.routers),
+        "packages": _versions(),
+    }
 
 
 def _meaning(meaning: str, gate: str) -> str:

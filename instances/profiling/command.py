@@ -125,3 +125,4 @@ def _bar(total: int, show: bool | None) -> Iterator[Callable[[str], None]]:
             bar.update(task, description=label, completed=done, total=max(total, done + 1))
 
         yield step
+        bar.update(task, completed=next(started))

@@ -162,9 +162,8 @@ def _fit(launch: float, sizes: RealArray, times: RealArray, size: float) -> tupl
 
 
 def _range(values: list[float], source: str) -> dict[str, Any]:
-    return {
-        "centre": values[0], "low": min(values), "high": max(values), "evidence": "measured", "source": source,
-    }  # fmt: skip
+    low, high = min(values), max(values)
+    return {"centre": values[0], "low": low, "high": high, "evidence": "measured", "source": source}
 
 
 def _residuals(

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def cache_bytes(torch: Any, place: Any) -> int:
 def environment(torch: Any, place: Any) -> dict[str, Any]:
     """Say what was measured on: device, memory, versions, threads, and a Jetson's power mode."""
     cuda = place.type == "cuda"
-    properties = torch.cuda.get_device_properties(place) if cuda else None
+    properties: Any = torch.cuda.get_device_properties(place) if cuda else None
     return {
         "device": properties.name if cuda else _processor(),
         "device_type": place.type,
@@ -273,7 +274,7 @@ def _make(
 
 
 def _notes(place: Any, precision: str, streams: Sequence[dict[str, Any]]) -> list[str]:
-    """What the reader of the times should know."""
+    """Say what the reader of the times should know."""
     notes = []
     if place.type == "cpu" and precision != "fp32":
         notes.append(f"many CPUs emulate {precision}: fp32 may be faster, so time it as well")
@@ -287,9 +288,8 @@ def _rows(
 ) -> list[dict[str, Any]]:
     rows = []
     for count in counts:
-        x = expert.tokens(count)
-        label = f"{expert.weights} weights, {count} tokens"
-        rows.append({"weights": expert.weights, "tokens": count, **timed(label, lambda x=x: expert(x))})
+        times = timed(f"{expert.weights} weights, {count} tokens", partial(expert, expert.tokens(count)))
+        rows.append({"weights": expert.weights, "tokens": count, **times})
     return rows
 
 
