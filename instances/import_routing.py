@@ -107,7 +107,8 @@ def _import_gpt_oss(folder: Path) -> RoutingFile:
         "data_licence": "Apache-2.0",
         "weights_meaning": "softmax over the four chosen logits; no weight exists outside the four",
         "weight_outside": "0",
-        "prompts": "12 MMLU, 10 MMLU-Pro, 1 Polyglot-or-Not, 1 Tulu-3; greedy decoding, generated tokens only",
+        "prompts": "12 MMLU, 10 MMLU-Pro, 1 Polyglot-or-Not, 1 Tulu-3; greedy decoding, "
+        "generated tokens only",
         "prompt_hash": None,
         "source": "github.com/AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting",
         "source_commit": "72b368f60045221f21eeb65debb27d58de92e565",

@@ -185,7 +185,15 @@ class RoutingFile:
                 _check_members(path, archive, limit)
                 manifest = _read_manifest(path, archive)
                 arrays = {name: _read_array(path, archive, name) for name in ARRAYS}
-        except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
+        except (
+            OSError,
+            zipfile.BadZipFile,
+            zlib.error,
+            lzma.LZMAError,
+            EOFError,
+            ValueError,
+            RuntimeError,
+        ) as error:
             raise RoutingFileError(path, f"cannot be read as a routing file ({error})") from None
         stored = manifest.get("content_hash")
         if stored != _hash_arrays(arrays, manifest):
@@ -420,7 +428,9 @@ def _check_members(path: str | Path, archive: zipfile.ZipFile, limit: int) -> No
         )
     for member in members:
         if member.flag_bits & 1 or member.compress_type not in _COMPRESSIONS:
-            raise RoutingFileError(path, f"{member.filename}: must be stored, deflated or LZMA, not encrypted")
+            raise RoutingFileError(
+                path, f"{member.filename}: must be stored, deflated or LZMA, not encrypted"
+            )
     size = sum(member.file_size for member in members)
     if size > limit:
         raise RoutingFileError(path, f"unpacks to {size} bytes, over the limit of {limit}")

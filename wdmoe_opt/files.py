@@ -93,7 +93,9 @@ def load_instance_file(path: str | Path) -> Instance:
         raise InstanceFileError(f"{path}: the name must end in .npz or .json")
     check_manifest(path, manifest, "instance")
     if content_hash(arrays) != manifest.get("content_hash"):
-        raise InstanceFileError(f"{path}: content_hash does not match the arrays: the file was changed or damaged")
+        raise InstanceFileError(
+            f"{path}: content_hash does not match the arrays: the file was changed or damaged"
+        )
     name, provenance = manifest.get("name", ""), manifest.get("provenance", {})
     scalars = {key: value.item() if value.ndim == 0 else value for key, value in arrays.items()}
     try:
