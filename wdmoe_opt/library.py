@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from wdmoe_opt.errors import InputError
 from wdmoe_opt.instance import Instance
 
 
@@ -35,5 +36,7 @@ def load_instance(name: str | Path, **selection: Any) -> Instance:
     from wdmoe_opt.instances.catalogue import build_instance
 
     if isinstance(name, Path) or str(name).endswith((".npz", ".json")):
+        if selection:
+            raise InputError(min(selection), "can only be set for shipped instances, not for a file")
         return Instance.load(name)
     return build_instance(name, **selection)
