@@ -115,7 +115,9 @@ def batch_tokens(family: Family, tokens: int | str | None, start: int) -> NDArra
 def _prefill_window(routing: RoutingFile, count: Any, start: int) -> NDArray[np.intp]:
     start = whole("start", start, 0, routing.tokens - 1, f"must be at most {routing.tokens - 1}")
     left = routing.tokens - start
-    size = left if count is None else whole("tokens", count, 1, left, f"must be 1 to {left} from token {start}")
+    size = (
+        left if count is None else whole("tokens", count, 1, left, f"must be 1 to {left} from token {start}")
+    )
     return np.arange(start, start + size)
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wdmoe_opt.archive import LZMA
 from wdmoe_opt.instances.routing_file import RoutingFile, rank_candidates
 
 DATA = Path(__file__).parent / "data" / "routing"
@@ -36,11 +36,11 @@ def main(arguments: list[str]) -> None:
     for task, prompts in DEEPSEEK_PROMPTS.items():
         folder = _prepare(source / "ESFT", target / "deepseek-v2-lite")
         _import_deepseek(source / "ESFT" / f"{task}.npz", prompts).save(
-            folder / f"{task}.npz", compression=zipfile.ZIP_LZMA
+            folder / f"{task}.npz", compression=LZMA
         )
     folder = _prepare(source / "GPT-OSS-MoE-ExpertFingerprinting", target / "gpt-oss-20b")
     _import_gpt_oss(source / "GPT-OSS-MoE-ExpertFingerprinting").save(
-        folder / "sequences.npz", compression=zipfile.ZIP_LZMA
+        folder / "sequences.npz", compression=LZMA
     )
 
 
@@ -107,7 +107,8 @@ def _import_gpt_oss(folder: Path) -> RoutingFile:
         "data_licence": "Apache-2.0",
         "weights_meaning": "softmax over the four chosen logits; no weight exists outside the four",
         "weight_outside": "0",
-        "prompts": "12 MMLU, 10 MMLU-Pro, 1 Polyglot-or-Not, 1 Tulu-3; greedy decoding, generated tokens only",
+        "prompts": "12 MMLU, 10 MMLU-Pro, 1 Polyglot-or-Not, 1 Tulu-3; greedy decoding, "
+        "generated tokens only",
         "prompt_hash": None,
         "source": "github.com/AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting",
         "source_commit": "72b368f60045221f21eeb65debb27d58de92e565",
