@@ -119,7 +119,7 @@ class RoutingFile:
         self._put("gate_weights", freeze(np.ascontiguousarray(weights)))
         for name in ("sequence", "position"):
             self._put(name, freeze(_token_labels(name, getattr(self, name), ids.shape[1])))
-        self._put("manifest", MappingProxyType(_checked_manifest(self.manifest)))
+        self._put("manifest", MappingProxyType(checked_source(self.manifest)))
 
     def _put(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -289,7 +289,7 @@ def write_routing(
         The manifest as written.
     """
     sizes = {"experts": experts, "blocks": shape[0], "tokens": shape[1], "top_k": top_k}
-    full = {**_checked_manifest(manifest), **{key: int(size) for key, size in sizes.items()}}
+    full = {**checked_source(manifest), **{key: int(size) for key, size in sizes.items()}}
     labels, integer = (shape[1],), np.dtype("<i4")
     streams = {
         "expert_ids": Stream(id_dtype(experts).newbyteorder("<"), shape, expert_ids),
@@ -308,8 +308,14 @@ def _token_labels(name: str, value: ArrayLike, tokens: int) -> NDArray[np.int32]
     return labels.astype(np.int32)
 
 
-def _checked_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a deep copy of a manifest as JSON sees it, if it names its source."""
+def checked_source(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a deep copy of a manifest as JSON sees it, if it names its source.
+
+    Raises
+    ------
+    InputError
+        If a key of `SOURCE_KEYS` is missing, or a value is not JSON.
+    """
     if not isinstance(manifest, Mapping):
         raise InputError("manifest", "must be a mapping", value=manifest)
     for key in SOURCE_KEYS:
