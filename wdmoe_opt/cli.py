@@ -122,7 +122,7 @@ def solve_command(
 @app.command("solvers")
 def solvers_command(as_json: AsJson = False) -> None:
     """List the solvers: what each does, can do, and whether it is available."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": info.name,
             "summary": info.summary,
@@ -175,7 +175,7 @@ def instances_list(as_json: AsJson = False) -> None:
     """List the shipped instances."""
     from wdmoe_opt.instances.families import FAMILIES
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": f.name, "mode": f.mode, "tokens": f.batch, "summary": f.summary} for f in FAMILIES.values()
     ]
     if as_json:

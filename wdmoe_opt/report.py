@@ -99,8 +99,10 @@ def instance_json(instance: Instance) -> dict[str, Any]:
 def request_json(solution: Solution) -> dict[str, Any]:
     """What was asked, as JSON values."""
     p = solution.problem
-    names = ("objective", "min_retention", "min_token_retention", "max_experts", "candidates")
-    names += ("allocation", "dispatch", "max_latency")
+    names = (
+        "objective", "min_retention", "min_token_retention", "max_experts", "candidates",
+        "allocation", "dispatch", "max_latency",
+    )  # fmt: skip
     values: dict[str, Any] = {name: getattr(p, name) for name in names}
     for name in ("min_retention", "min_token_retention"):
         if (values[name] == values[name][0]).all():
