@@ -55,13 +55,16 @@ def block_bandwidth(
     below = -inf  # F >= 0 here
     slowest = -1
     latency = 0.0
+    spare = total  # what the lower limits leave
     for k in range(devices):
         out[k] = low[k]
+        spare -= low[k]
+    for k in range(devices):
         if sent[k] <= 0.0:
             latency = max(latency, busy[k])
             continue
         floors[k] = busy[k] + sent[k] * floor_time(bits_down, c_down[k], bits_up, c_up[k])
-        alone = min(high[k], total)
+        alone = min(high[k], low[k] + max(spare, 0.0))
         if not isfinite(floors[k]) or alone <= 0.0:
             return inf, inf
         e, _ = excess(alone, bits_down, c_down[k], bits_up, c_up[k])
@@ -141,9 +144,9 @@ def _root(
             below = deadline
         else:
             above = deadline
-        if abs(need - total) <= 1e-12 * total or slope >= 0.0:
+        if abs(need - total) <= 1e-12 * total or (slope >= 0.0 and need < total):
             break
-        if need < inf:
+        if slope < 0.0 and need < inf:
             deadline += need * (need / total - 1.0) / -slope
         if not below < deadline < above:
             deadline = _safe_step(below, above, deadline, need, slope, total)
@@ -216,6 +219,9 @@ def _priced(
     mean = 0.0
     shares = 0.0
     reserved = 0.0
+    spare = total
+    for k in range(out.size):
+        spare -= low[k]
     for k in range(out.size):
         if sent[k] <= 0.0:
             reserved += out[k]
@@ -223,7 +229,7 @@ def _priced(
         e, fall = excess(out[k], bits_down, c_down[k], bits_up, c_up[k])
         time = floors[k] + sent[k] * e
         best = max(best, time)
-        if out[k] >= min(high[k], total):
+        if out[k] >= min(high[k], low[k] + max(spare, 0.0)):
             capped = max(capped, time)
         if out[k] > low[k]:
             multiplier = out[k] / (sent[k] * fall)
