@@ -210,11 +210,11 @@ def _priced(
 ) -> tuple[float, float]:
     """Latency at ``out`` and the relative gap to the Lagrangian bound there.
 
-    Multipliers lambda_k in proportion to 1 / |t_k'| make all free slopes equal; if no share is free,
-    or a capped device is the slowest, that device's own time is the bound.
+    Multipliers lambda_k in proportion to 1 / |t_k'| make all free slopes equal. Where limits rule, the
+    best any one device can do with all that they leave it is a bound too.
     """
     best = latency
-    capped = latency
+    alone = latency
     weight = 0.0
     mean = 0.0
     shares = 0.0
@@ -229,8 +229,8 @@ def _priced(
         e, fall = excess(out[k], bits_down, c_down[k], bits_up, c_up[k])
         time = floors[k] + sent[k] * e
         best = max(best, time)
-        if out[k] >= min(high[k], low[k] + max(spare, 0.0)):
-            capped = max(capped, time)
+        more = max(min(high[k], low[k] + max(spare, 0.0)) - out[k], 0.0)
+        alone = max(alone, time - sent[k] * fall * more / out[k])
         if out[k] > low[k]:
             multiplier = out[k] / (sent[k] * fall)
             weight += multiplier
@@ -240,7 +240,7 @@ def _priced(
             reserved += out[k]
     if best <= 0.0:
         return best, 0.0
-    bound = capped
+    bound = alone
     if weight > 0.0:
         bound = max(bound, (mean - max(total - reserved - shares, 0.0)) / weight)
     return best, max(best - bound, 0.0) / best

@@ -28,6 +28,8 @@ MAX_STEPS = 100
 START_MU = 0.1
 MAX_MOVE = 3.0
 ROUNDING = 1e-14
+# Limits that leave less than this part of the budget to choose are met directly.
+NO_ROOM = 1e-11
 
 
 @compiled
@@ -75,19 +77,22 @@ def shared_bandwidth(
             sent[i], busy[i], bits_down, c_down[i], bits_up, c_up[i], low, high, total, out
         )
         return latency + idle, gap
-    budget = total
+    spare = total
     for k in range(devices):
         out[k] = low[k]
-        budget -= low[k]
+        spare -= low[k]
+    budget = spare
     n = columns.size
     lows = np.empty(n)
     highs = np.empty(n)
     for j in range(n):
         budget += low[columns[j]]
+    room = 0.0
     for j in range(n):
         lows[j] = low[columns[j]] / budget
-        highs[j] = min(high[columns[j]] / budget, 1.0)
-    b, latency, gap = _interior_point(
+        highs[j] = max(min(high[columns[j]] / budget, 1.0), lows[j])
+        room += highs[j] - lows[j]
+    tables = (
         _select(sent, rows, columns, 1.0),
         _select(busy, rows, columns, 1.0),
         bits_down / budget,
@@ -97,8 +102,13 @@ def shared_bandwidth(
         lows,
         highs,
     )
+    if min(spare / budget, room) > NO_ROOM:
+        b, latency, gap = _interior_point(*tables)
+    else:
+        b, latency, gap = _no_room(max(spare / budget, 0.0), *tables)
     for j in range(n):
-        out[columns[j]] = b[j] * budget
+        # The interior point widens empty boxes a little.
+        out[columns[j]] = min(max(b[j] * budget, low[columns[j]]), high[columns[j]])
     return latency + idle, gap
 
 
@@ -256,6 +266,41 @@ def _interior_point(
 
 
 @compiled
+def _no_room(
+    spare: float,
+    sent: np.ndarray,
+    busy: np.ndarray,
+    bits_down: float,
+    c_down: np.ndarray,
+    bits_up: float,
+    c_up: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> tuple[np.ndarray, float, float]:
+    """Shares where the limits leave (next to) nothing to choose; returns as `_interior_point` does."""
+    blocks, devices = sent.shape
+    shares = np.empty(devices)
+    for k in range(devices):
+        shares[k] = min(low[k] + spare / devices, high[k])
+        if shares[k] <= 0.0:
+            return shares, inf, inf
+    times = np.empty((3, blocks, devices))
+    _link_terms(np.log(shares), sent, busy, bits_down, c_down, bits_up, c_up, times)
+    latency = _latency(times)
+    if not isfinite(latency):
+        return shares, inf, inf
+    lam = np.zeros((blocks, devices))
+    for i in range(blocks):
+        slowest = 0
+        for k in range(devices):
+            if times[0, i, k] > times[0, i, slowest]:
+                slowest = k
+        lam[i, slowest] = 1.0
+    bound = _bound(shares, times, sent, lam, low, high)
+    return shares, latency, max(latency - bound, 0.0) / latency
+
+
+@compiled
 def _advance(alpha: float, point: np.ndarray, step: np.ndarray) -> None:
     for r in range(point.size):
         point[r] += alpha * step[r]
@@ -353,7 +398,7 @@ def _interior_start(low: np.ndarray, high: np.ndarray, u: np.ndarray) -> None:
         high[k] = max(high[k], low[k] * (1.0 + 1e-10))
         room += high[k] - low[k]
         reserved += low[k]
-    part = min(0.5, 0.9 * max(1.0 - reserved, 1e-10) / room)
+    part = min(0.5, 0.9 * max(1.0 - reserved, NO_ROOM) / room)
     for k in range(low.size):
         u[k] = log(low[k] + part * (high[k] - low[k]))
 
