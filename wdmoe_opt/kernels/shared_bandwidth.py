@@ -28,6 +28,8 @@ MAX_STEPS = 100
 START_MU = 0.1
 MAX_MOVE = 3.0
 ROUNDING = 1e-14
+# Limits that leave less than this part of the budget to choose are met directly.
+NO_ROOM = 1e-11
 
 
 def shared_bandwidth(
@@ -75,19 +77,27 @@ def shared_bandwidth(
             sent[i], busy[i], bits_down, c_down[i], bits_up, c_up[i], low, high, total, out
         )
         return latency + idle, gap
-    budget = total - low[~loaded.any(axis=0)].sum()
+    spare = max(total - low.sum(), 0.0)
+    budget = spare + low[columns].sum()
     part = np.ix_(rows, columns)
-    b, latency, gap = _interior_point(
+    lows = low[columns] / budget
+    highs = np.maximum(np.minimum(high[columns] / budget, 1.0), lows)
+    tables = (
         sent[part],
         busy[part],
         bits_down / budget,
         c_down[part] / budget,
         bits_up / budget,
         c_up[part] / budget,
-        low[columns] / budget,
-        np.minimum(high[columns] / budget, 1.0),
+        lows,
+        highs,
     )
-    out[columns] = b * budget
+    if min(spare / budget, (highs - lows).sum()) > NO_ROOM:
+        b, latency, gap = _interior_point(*tables)
+    else:
+        b, latency, gap = _no_room(spare / budget, *tables)
+    # The interior point widens empty boxes a little.
+    out[columns] = np.clip(b * budget, low[columns], high[columns])
     return latency + idle, gap
 
 
@@ -214,6 +224,43 @@ def _interior_point(
 
 
 @compiled
+def _no_room(
+    spare: float,
+    sent: np.ndarray,
+    busy: np.ndarray,
+    bits_down: float,
+    c_down: np.ndarray,
+    bits_up: float,
+    c_up: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> tuple[np.ndarray, float, float]:
+    """Shares where the limits leave (next to) nothing to choose; returns as `_interior_point` does."""
+    blocks, devices = sent.shape
+    shares = np.empty(devices)
+    logs = np.empty(devices)
+    for k in range(devices):
+        shares[k] = min(low[k] + spare / devices, high[k])
+        if shares[k] <= 0.0:
+            return shares, inf, inf
+        logs[k] = log(shares[k])
+    times = np.empty((3, blocks, devices))
+    _link_terms(logs, sent, busy, bits_down, c_down, bits_up, c_up, times)
+    latency = _latency(times)
+    if not isfinite(latency):
+        return shares, inf, inf
+    lam = np.zeros((blocks, devices))
+    for i in range(blocks):
+        slowest = 0
+        for k in range(devices):
+            if times[0, i, k] > times[0, i, slowest]:
+                slowest = k
+        lam[i, slowest] = 1.0
+    bound = _bound(shares, times, sent, lam, low, high)
+    return shares, latency, max(latency - bound, 0.0) / latency
+
+
+@compiled
 def _retract(shares: np.ndarray, total: float, low: np.ndarray) -> None:
     """Pull an overdrawn point back to the budget along the line to the lower limits."""
     reserved = 0.0
@@ -305,7 +352,7 @@ def _interior_start(low: np.ndarray, high: np.ndarray, u: np.ndarray) -> None:
         high[k] = max(high[k], low[k] * (1.0 + 1e-10))
         room += high[k] - low[k]
         reserved += low[k]
-    part = min(0.5, 0.9 * max(1.0 - reserved, 1e-10) / room)
+    part = min(0.5, 0.9 * max(1.0 - reserved, NO_ROOM) / room)
     for k in range(low.size):
         u[k] = log(low[k] + part * (high[k] - low[k]))
 
