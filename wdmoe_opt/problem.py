@@ -233,6 +233,13 @@ class Problem:
         return frozen
 
     @cached_property
+    def shares(self) -> RealArray:
+        """Gate weight over the token's top-k sum: what keeping a candidate adds to retention, (blocks, tokens, m)."""
+        t = self.tables
+        share: RealArray = freeze(t.weights / t.mass[:, :, None])
+        return share
+
+    @cached_property
     def tables(self) -> Tables:
         """The arrays kernels take, made once."""
         inst = self.instance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, isfinite
+from math import exp, inf, isfinite
 
 import numpy as np
 
@@ -244,3 +244,54 @@ def _priced(
     if weight > 0.0:
         bound = max(bound, (mean - max(total - reserved - shares, 0.0)) / weight)
     return best, max(best - bound, 0.0) / best
+
+
+@compiled
+def block_multipliers(
+    sent: np.ndarray,
+    device_time: np.ndarray,
+    bits_down: float,
+    c_down: np.ndarray,
+    bits_up: float,
+    c_up: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    bandwidth: np.ndarray,
+    lam: np.ndarray,
+) -> None:
+    """Fill the multipliers of an optimal allocation: d latency / d (time of device k), summing to 1.
+
+    Devices off their limits share them as 1 / |t_k'(b_k)|, which makes all slopes equal; a device at
+    its upper limit that is the slowest has them alone.
+    """
+    slowest = 0
+    for k in range(sent.size):
+        lam[k] = 0.0
+        if device_time[k] > device_time[slowest]:
+            slowest = k
+    total = 0.0
+    if bandwidth[slowest] < high[slowest]:
+        for k in range(sent.size):
+            if sent[k] > 0.0 and low[k] < bandwidth[k] < high[k]:
+                _, fall = excess(bandwidth[k], bits_down, c_down[k], bits_up, c_up[k])
+                lam[k] = bandwidth[k] / (sent[k] * fall)
+                total += lam[k]
+    if total <= 0.0:
+        lam[slowest] = 1.0
+        return
+    for k in range(sent.size):
+        lam[k] /= total
+
+
+@compiled
+def soft_multipliers(device_time: np.ndarray, sharpness: float, lam: np.ndarray) -> None:
+    """Fill multipliers for a fixed bandwidth: the slowest devices', smoothed over near ties, sum 1."""
+    slowest = 0.0
+    for k in range(device_time.size):
+        slowest = max(slowest, device_time[k])
+    total = 0.0
+    for k in range(device_time.size):
+        lam[k] = exp(sharpness * (device_time[k] / slowest - 1.0)) if slowest > 0.0 else 1.0
+        total += lam[k]
+    for k in range(device_time.size):
+        lam[k] /= total

@@ -19,9 +19,10 @@ from math import exp, inf, isfinite, log, sqrt
 
 import numpy as np
 
-from wdmoe_opt.kernels.block_bandwidth import block_bandwidth
+from wdmoe_opt.kernels.block_bandwidth import block_bandwidth, block_multipliers
 from wdmoe_opt.kernels.compiled import compiled
-from wdmoe_opt.kernels.link import log_time_terms
+from wdmoe_opt.kernels.link import link_times, log_time_terms
+from wdmoe_opt.kernels.pricing import device_times
 
 TARGET_GAP = 3e-12
 MAX_STEPS = 100
@@ -43,6 +44,7 @@ def shared_bandwidth(
     high: np.ndarray,
     total: float,
     out: np.ndarray,
+    multipliers: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Allocate ``total`` Hz once for all blocks so that the sum of block latencies is least.
 
@@ -56,6 +58,8 @@ def shared_bandwidth(
         Limits of each share; sum(low) <= total.
     out : float array (devices,), Hz
         Receives the allocation.
+    multipliers : float array (blocks, devices), optional
+        Receives d latency / d (time of a device in a block), rows summing to 1 (0 without load).
 
     Returns
     -------
@@ -69,6 +73,8 @@ def shared_bandwidth(
     rows, columns = np.flatnonzero(loaded.any(axis=1)), np.flatnonzero(loaded.any(axis=0))
     idle = float(busy[~loaded.any(axis=1)].max(axis=1, initial=0.0).sum())
     out[:] = low
+    if multipliers is not None:
+        multipliers[:] = 0.0
     if rows.size == 0:
         return idle, 0.0
     if rows.size == 1:
@@ -76,6 +82,13 @@ def shared_bandwidth(
         latency, gap = block_bandwidth(
             sent[i], busy[i], bits_down, c_down[i], bits_up, c_up[i], low, high, total, out
         )
+        if multipliers is not None:
+            times = np.empty((1, out.size))
+            link = link_times(out[None, :], bits_down, c_down[i : i + 1], bits_up, c_up[i : i + 1])
+            device_times(sent[i : i + 1], busy[i : i + 1], link, times, np.empty(1))
+            block_multipliers(
+                sent[i], times[0], bits_down, c_down[i], bits_up, c_up[i], low, high, out, multipliers[i]
+            )
         return latency + idle, gap
     spare = max(total - low.sum(), 0.0)
     budget = spare + low[columns].sum()
@@ -93,11 +106,13 @@ def shared_bandwidth(
         highs,
     )
     if min(spare / budget, (highs - lows).sum()) > NO_ROOM:
-        b, latency, gap = _interior_point(*tables)
+        b, lam, latency, gap = _interior_point(*tables)
     else:
-        b, latency, gap = _no_room(spare / budget, *tables)
+        b, lam, latency, gap = _no_room(spare / budget, *tables)
     # The interior point widens empty boxes a little.
     out[columns] = np.clip(b * budget, low[columns], high[columns])
+    if multipliers is not None:
+        multipliers[part] = lam / lam.sum(axis=1, keepdims=True)
     return latency + idle, gap
 
 
@@ -111,8 +126,8 @@ def _interior_point(
     c_up: np.ndarray,
     low: np.ndarray,
     high: np.ndarray,
-) -> tuple[np.ndarray, float, float]:
-    """Best shares of a unit budget, their latency in s, and the relative gap.
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Best shares of a unit budget, the multipliers, the latency in s, and the relative gap.
 
     low, high, c_down and c_up are in units of the budget, and so are the payloads, which keeps
     times in seconds. Slacks are variables of their own: the curved constraints (deadlines, budget)
@@ -130,7 +145,7 @@ def _interior_point(
         best[k] = exp(u[k])
     best_latency = _latency(times)
     if not isfinite(best_latency):
-        return best, inf, inf
+        return best, np.ones((blocks, devices)), inf, inf
     best_bound = 0.0
     scale = best_latency / blocks
     tau = np.empty(blocks)
@@ -220,7 +235,7 @@ def _interior_point(
         _link_terms(u, sent, busy, bits_down, c_down, bits_up, c_up, times)
     for k in range(devices):
         best[k] = min(max(best[k], low[k]), high[k])
-    return best, best_latency, max(best_latency - best_bound, 0.0) / best_latency
+    return best, lam, best_latency, max(best_latency - best_bound, 0.0) / best_latency
 
 
 @compiled
@@ -234,7 +249,7 @@ def _no_room(
     c_up: np.ndarray,
     low: np.ndarray,
     high: np.ndarray,
-) -> tuple[np.ndarray, float, float]:
+) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Shares where the limits leave (next to) nothing to choose; returns as `_interior_point` does."""
     blocks, devices = sent.shape
     shares = np.empty(devices)
@@ -242,13 +257,13 @@ def _no_room(
     for k in range(devices):
         shares[k] = min(low[k] + spare / devices, high[k])
         if shares[k] <= 0.0:
-            return shares, inf, inf
+            return shares, np.ones((blocks, devices)), inf, inf
         logs[k] = log(shares[k])
     times = np.empty((3, blocks, devices))
     _link_terms(logs, sent, busy, bits_down, c_down, bits_up, c_up, times)
     latency = _latency(times)
     if not isfinite(latency):
-        return shares, inf, inf
+        return shares, np.ones((blocks, devices)), inf, inf
     lam = np.zeros((blocks, devices))
     for i in range(blocks):
         slowest = 0
@@ -257,7 +272,7 @@ def _no_room(
                 slowest = k
         lam[i, slowest] = 1.0
     bound = _bound(shares, times, sent, lam, low, high)
-    return shares, latency, max(latency - bound, 0.0) / latency
+    return shares, lam, latency, max(latency - bound, 0.0) / latency
 
 
 @compiled
