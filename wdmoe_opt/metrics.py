@@ -288,6 +288,28 @@ def price(problem: Problem, keep: NDArray[np.bool_] | None, bandwidth: RealArray
     )
 
 
+def unpriced(problem: Problem) -> Evaluation:
+    """The worst possible price, for a solver that found no point: infinite times, no retention."""
+    blocks, devices = problem.tables.c_down.shape
+    never = freeze(np.full((blocks, devices), np.inf))
+    unknown = freeze(np.full(blocks, np.nan))
+    return Evaluation(
+        problem=problem,
+        bandwidth=None,
+        latency=float("inf"),
+        block_latency=freeze(np.full(blocks, np.inf)),
+        device_time=never,
+        link_time=never,
+        transfers=freeze(np.zeros((blocks, devices))),
+        expert_load=freeze(np.zeros((blocks, problem.tables.expert_device.size), dtype=np.int64)),
+        retention=float("nan"),
+        block_retention=unknown,
+        token_retention=freeze(np.full(problem.tables.mass.shape, np.nan)),
+        block_wlr=MappingProxyType(dict.fromkeys(WLR_READINGS, unknown)),
+        violations=(Violation("points found", (), 0.0, 1.0),),
+    )
+
+
 def _violations(
     problem: Problem,
     bandwidth: RealArray | None,

@@ -68,12 +68,15 @@ class Termination:
 class Point:
     """What a solver returns; `solve` prices it, whatever the solver believes.
 
+    A solver with nothing to return gives `Point.nothing`.
+
     Attributes
     ----------
     keep : bool array (blocks, tokens, m) or None where only loads are known
     bandwidth : float array (devices,) or (blocks, devices), Hz, or None on a measured link
     lower_bound : float
-        On the objective's best value, if ``bound_kind`` is not "none".
+        On the objective's best value, if ``bound_kind`` is not "none": from below where it is
+        minimised, from above where it is maximised.
     kkt_residual : float
         Relative gap of the bandwidth for the selection, NaN if not optimised.
     trace : tuple of dict
@@ -87,6 +90,19 @@ class Point:
     bound_kind: BoundKind = "none"
     kkt_residual: float = float("nan")
     trace: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def nothing(
+        cls, reason: Literal["infeasible", "no-solution"], limit: str = "", detail: str = ""
+    ) -> Point:
+        """No point: none exists ("infeasible"), or none was found ("no-solution")."""
+        return cls(None, None, Termination(reason, limit, detail))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to price."""
+        absent = self.keep is None and self.bandwidth is None
+        return absent and self.termination.reason in ("infeasible", "no-solution")
 
 
 SolverFunction = Callable[..., Point]
@@ -127,6 +143,13 @@ class SolverInfo:
         Modules that must be importable.
     extra : str
         The extra that installs them.
+    activation : bool
+        Whether activation times and link delays are taken into account.
+    restriction : str or callable, optional
+        ``"module:function"`` or itself, called with the problem: in words why this problem is out of
+        reach for a reason the other fields cannot express, "" if it is not. Must be cheap.
+    probe : str or callable, optional
+        ``"module:function"`` or itself: in words what is missing beyond ``requires``, "" if nothing.
     """
 
     name: str
@@ -141,6 +164,9 @@ class SolverInfo:
     dispatches: tuple[str, ...] = get_args(Dispatch)
     requires: tuple[str, ...] = ()
     extra: str = ""
+    activation: bool = True
+    restriction: str | Callable[[Problem], str] | None = None
+    probe: str | Callable[[], str] | None = None
 
     @cached_property
     def function(self) -> SolverFunction:
@@ -165,10 +191,11 @@ class SolverInfo:
     def availability(self) -> Availability:
         """Whether the modules it needs are installed."""
         missing = [name for name in self.requires if find_spec(name) is None]
-        if not missing:
-            return Availability(True)
         hint = f"; install wdmoe_opt[{self.extra}]" if self.extra else ""
-        return Availability(False, f"{', '.join(missing)} not installed{hint}")
+        if missing:
+            return Availability(False, f"{', '.join(missing)} not installed{hint}")
+        lacking = "" if self.probe is None else str(_load(self.probe)())
+        return Availability(not lacking, lacking)
 
     def refusal(self, problem: Problem) -> str:
         """Why this solver does not take the problem, in words; "" if it does."""
@@ -182,7 +209,9 @@ class SolverInfo:
         for what, (value, able) in asked.items():
             if value not in able:
                 return f"it does not do {what} {value!r}"
-        return ""
+        if not self.activation and (problem.tables.activation.any() or problem.tables.link_delay.any()):
+            return "it does not take activation times or link delays into account"
+        return "" if self.restriction is None else str(_load(self.restriction)(problem))
 
 
 def _load(target: Any) -> Any:
@@ -310,6 +339,14 @@ for _info in (
         "Algorithm 1 of WDMoE, then exactly optimal bandwidth (paper A)",
         "wdmoe_opt.solvers.wdmoe:wdmoe",
         options_class="wdmoe_opt.solvers.wdmoe:Wdmoe",
+    ),
+    SolverInfo(
+        "enumerate",
+        "exact oracle for tiny instances: every distinct load vector",
+        "wdmoe_opt.solvers.enumerate:enumerate_loads",
+        honours_floors=True,
+        bound="claimed",
+        objectives=("latency", "retention"),
     ),
 ):
     add_solver(_info)

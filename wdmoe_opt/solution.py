@@ -27,14 +27,14 @@ class Solution:
     Attributes
     ----------
     problem : Problem
-    keep : bool array (blocks, tokens, m), or None where only loads are known
+    keep : bool array (blocks, tokens, m), or None where only loads are known or no point was found
         Which candidates each token uses, aligned with the instance's ``expert_ids``.
     bandwidth : float array (devices,) or (blocks, devices), Hz, or None on a measured link
     evaluation : Evaluation
     method : str
         The solver's name, "given" for a user's own point.
     lower_bound : float
-        On the objective's best value; -inf with ``bound_kind`` "none".
+        On the objective's best value, from above where it is maximised; -inf with ``bound_kind`` "none".
     bound_kind : {"none", "claimed", "certified"}
     kkt_residual : float
         Relative gap of the bandwidth for this selection, NaN where it was not optimised.
@@ -123,10 +123,12 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """(latency - lower_bound) / latency; inf without a bound."""
-        if self.bound_kind == "none":
+        """Distance of objective and bound over the objective; inf without a bound or a point."""
+        value = self.objective
+        if self.bound_kind == "none" or not math.isfinite(value) or value == 0:
             return math.inf
-        return (self.latency - self.lower_bound) / self.latency
+        sign = 1.0 if self.problem.objective == "latency" else -1.0
+        return sign * (value - self.lower_bound) / value
 
     def gate_weights(self, *, renormalise: bool = True) -> RealArray:
         """What the model should mix with, (blocks, tokens, m), 0 where an expert is not used.
@@ -159,7 +161,8 @@ class Solution:
 
     def _selection(self) -> NDArray[np.bool_]:
         if self.keep is None:
-            raise UnsupportedError("there is no selection: the instance has loads only")
+            why = "the instance has loads only" if not self.problem.selectable else self.termination.reason
+            raise UnsupportedError(f"there is no selection: {why}")
         return self.keep
 
     def to_frame(self) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 
 from wdmoe_opt.errors import InputError
 from wdmoe_opt.instance import Instance
-from wdmoe_opt.metrics import price
+from wdmoe_opt.metrics import price, unpriced
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, SolverInfo, Termination, check_request, find_solver
 from wdmoe_opt.solution import Solution
@@ -48,7 +48,9 @@ def solve(
     Returns
     -------
     Solution
-        Priced by `evaluate`. Check ``feasible``: a method that does not know floors may break them.
+        Priced by `evaluate`. Check ``feasible``: a method that does not know floors may break them,
+        and one that found no point at all (``termination.reason`` "infeasible" or "no-solution")
+        returns infinite latency.
 
     Raises
     ------
@@ -90,7 +92,7 @@ def _run(
     began = perf_counter()
     point = info.run(problem, control, options)
     found = perf_counter()
-    priced = price(problem, point.keep, point.bandwidth)
+    priced = unpriced(problem) if point.empty else price(problem, point.keep, point.bandwidth)
     done = perf_counter()
     return Solution(
         problem,
