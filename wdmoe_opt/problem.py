@@ -234,7 +234,7 @@ class Problem:
 
     @cached_property
     def shares(self) -> RealArray:
-        """Gate weight over the token's top-k sum: what keeping a candidate adds to retention, (blocks, tokens, m)."""
+        """What keeping a candidate adds to its token's retention, (blocks, tokens, m)."""
         t = self.tables
         share: RealArray = freeze(t.weights / t.mass[:, :, None])
         return share

@@ -21,6 +21,9 @@ from wdmoe_opt.validation import RealArray
 BoundKind = Literal["none", "claimed", "certified"]
 Reason = Literal["optimal", "heuristic", "feasible-at-limit", "infeasible", "no-solution"]
 
+#: The readings of the weight-to-latency ratio as objectives.
+WLR = ("wlr-token", "wlr-device", "wlr-block")
+
 #: Entry point group under which installed packages announce `SolverInfo` objects.
 ENTRY_POINT_GROUP = "wdmoe_opt.solvers"
 
@@ -339,6 +342,27 @@ for _info in (
         "Algorithm 1 of WDMoE, then exactly optimal bandwidth (paper A)",
         "wdmoe_opt.solvers.wdmoe:wdmoe",
         options_class="wdmoe_opt.solvers.wdmoe:Wdmoe",
+    ),
+    SolverInfo(
+        "greedy",
+        "price-directed drops, re-routes and expert emptying from plain top-k",
+        "wdmoe_opt.solvers.greedy:greedy",
+        honours_floors=True,
+        objectives=("latency", *WLR),
+    ),
+    SolverInfo(
+        "alternating",
+        "selection at given bandwidth and exact bandwidth in turn, several starts, polished",
+        "wdmoe_opt.solvers.alternating:alternating",
+        honours_floors=True,
+        objectives=("latency", *WLR),
+    ),
+    SolverInfo(
+        "local-search",
+        "trades, swaps and expert emptying after any solver",
+        "wdmoe_opt.solvers.local_search:local_search",
+        honours_floors=True,
+        objectives=("latency", *WLR),
     ),
     SolverInfo(
         "enumerate",

@@ -17,6 +17,10 @@ from wdmoe_opt.kernels.compiled import compiled
 #: Slack on retention floors inside searches, well below the feasibility tolerance.
 FLOOR_SLACK = 1e-12
 BUCKETS = 256
+#: Largest part of the present value one batch may gain at the prices, before they are taken anew.
+STRIDE = 0.1
+#: What a move gains: latency at the prices, or one of two readings of the weight-to-latency ratio.
+LATENCY, PER_TOKEN, PER_DEVICE = 0, 1, 2
 
 
 @compiled
@@ -112,6 +116,216 @@ def best_token_moves(
 
 
 @compiled
+def best_ratio_moves(
+    per_device: bool,
+    ids: np.ndarray,
+    share: np.ndarray,
+    mass: np.ndarray,
+    allowed: np.ndarray,
+    keep: np.ndarray,
+    count: np.ndarray,
+    kept: np.ndarray,
+    frozen: np.ndarray,
+    hosts: np.ndarray,
+    compute: np.ndarray,
+    link_time: np.ndarray,
+    device_time: np.ndarray,
+    kept_weight: np.ndarray,
+    by_device: bool,
+    floor: float,
+    budget: float,
+    loss: np.ndarray,
+    gain: np.ndarray,
+    drop: np.ndarray,
+    add: np.ndarray,
+) -> None:
+    """Like `best_token_moves`, with gain in the weight-to-latency ratio.
+
+    Per token the ratio is the mean over its experts of w / t; per device it is kept weight over time,
+    of which a move changes one or two terms.
+    """
+    columns = ids.shape[1]
+    for j in range(ids.shape[0]):
+        drop[j] = -1
+        if frozen[j]:
+            continue
+        best = inf
+        spare = min(kept[j] - floor + FLOOR_SLACK, budget)
+        ratios = 0.0
+        if not per_device:
+            for c in range(columns):
+                if keep[j, c]:
+                    ratios += share[j, c] * mass[j] / (link_time[hosts[ids[j, c]]] + compute[ids[j, c]])
+        for c in range(columns):
+            if not keep[j, c]:
+                continue
+            for a in range(-1, columns):
+                if (a < 0 and count[j] < 2) or (a >= 0 and (keep[j, a] or not allowed[j, a])):
+                    continue
+                lost = share[j, c] - (share[j, a] if a >= 0 else 0.0)
+                if lost > spare:
+                    continue
+                if per_device:
+                    g = _device_ratio_gain(
+                        ids, share, mass, keep, hosts, compute, link_time, device_time, kept_weight,
+                        by_device, j, c, a,
+                    )  # fmt: skip
+                else:
+                    g = _token_ratio_gain(ids, share, mass, count, hosts, compute, link_time, ratios, j, c, a)
+                if g > 0.0 and lost < best * g:
+                    best = lost / g
+                    loss[j], gain[j], drop[j], add[j] = lost, g, c, a
+
+
+@compiled
+def _token_ratio_gain(
+    ids: np.ndarray,
+    share: np.ndarray,
+    mass: np.ndarray,
+    count: np.ndarray,
+    hosts: np.ndarray,
+    compute: np.ndarray,
+    link_time: np.ndarray,
+    ratios: float,
+    j: int,
+    c: int,
+    a: int,
+) -> float:
+    """Change of token j's mean w / t when column c goes and column a (or none) comes."""
+    left = ratios - share[j, c] * mass[j] / (link_time[hosts[ids[j, c]]] + compute[ids[j, c]])
+    number = count[j] - 1
+    if a >= 0:
+        left += share[j, a] * mass[j] / (link_time[hosts[ids[j, a]]] + compute[ids[j, a]])
+        number += 1
+    return left / number - ratios / count[j]
+
+
+@compiled
+def _device_ratio_gain(
+    ids: np.ndarray,
+    share: np.ndarray,
+    mass: np.ndarray,
+    keep: np.ndarray,
+    hosts: np.ndarray,
+    compute: np.ndarray,
+    link_time: np.ndarray,
+    device_time: np.ndarray,
+    kept_weight: np.ndarray,
+    by_device: bool,
+    j: int,
+    c: int,
+    a: int,
+) -> float:
+    """Change of the sum of kept weight / time over devices when column c goes and column a comes."""
+    k = hosts[ids[j, c]]
+    weight = kept_weight[k] - share[j, c] * mass[j]
+    time = device_time[k] - _work(ids, keep, hosts, compute, link_time, by_device, j, c, -1)
+    before = kept_weight[k] / device_time[k]
+    after = 0.0
+    if a >= 0:
+        q = hosts[ids[j, a]]
+        more = share[j, a] * mass[j]
+        longer = _work(ids, keep, hosts, compute, link_time, by_device, j, a, c)
+        if q == k:
+            weight += more
+            time += longer
+        else:
+            after += (kept_weight[q] + more) / (device_time[q] + longer)
+            if device_time[q] > 0.0:
+                before += kept_weight[q] / device_time[q]
+    if weight > 1e-12 and time > 0.0:
+        after += weight / time
+    return after - before
+
+
+@compiled
+def weight_sums(
+    ids: np.ndarray,
+    share: np.ndarray,
+    mass: np.ndarray,
+    keep: np.ndarray,
+    count: np.ndarray,
+    hosts: np.ndarray,
+    per_device: np.ndarray,
+    mean_per_expert: np.ndarray,
+) -> None:
+    """Fill kept weight per device, and per expert the sum of weight over the number of the token's experts."""
+    for i in range(ids.shape[0]):
+        per_device[i, :] = 0.0
+        mean_per_expert[i, :] = 0.0
+        for j in range(ids.shape[1]):
+            for c in range(ids.shape[2]):
+                if keep[i, j, c]:
+                    e = ids[i, j, c]
+                    w = share[i, j, c] * mass[i, j]
+                    per_device[i, hosts[e]] += w
+                    mean_per_expert[i, e] += w / count[i, j]
+
+
+@compiled
+def propose_adds(
+    ids: np.ndarray,
+    share: np.ndarray,
+    allowed: np.ndarray,
+    keep: np.ndarray,
+    count: np.ndarray,
+    kept: np.ndarray,
+    hosts: np.ndarray,
+    compute: np.ndarray,
+    activation: np.ndarray,
+    link_time: np.ndarray,
+    multipliers: np.ndarray,
+    load: np.ndarray,
+    sent: np.ndarray,
+    by_device: bool,
+    cap: int,
+    amount: float,
+    moved: np.ndarray,
+) -> int:
+    """Give tokens back the experts that cost least latency per weight, up to ``amount`` per token on average.
+
+    Parameters as in `propose_moves`; ``cap`` is the most experts a token may have.
+    """
+    blocks, tokens, columns = ids.shape
+    unit, send = np.empty(hosts.size), np.empty(sent.shape[1])
+    cost, won = np.empty(tokens), np.empty(tokens)
+    add = np.empty(tokens, dtype=np.int64)
+    total = 0
+    for i in range(blocks):
+        moved[i, :, :] = -2
+        for k in range(send.size):
+            send[k] = multipliers[i, k] * link_time[i, k] if multipliers[i, k] > 0.0 else 0.0
+        for e in range(hosts.size):
+            unit[e] = multipliers[i, hosts[e]] * compute[e]
+        for j in range(tokens):
+            add[j] = -1
+            best = inf
+            if count[i, j] >= cap:
+                continue
+            for a in range(columns):
+                if keep[i, j, a] or not allowed[i, j, a] or share[i, j, a] <= 0.0:
+                    continue
+                price = _work(ids[i], keep[i], hosts, unit, send, by_device, j, a, -1)
+                if load[i, ids[i, j, a]] == 0:
+                    price += multipliers[i, hosts[ids[i, j, a]]] * activation[ids[i, j, a]]
+                if price < best * share[i, j, a]:
+                    best = price / share[i, j, a]
+                    cost[j], won[j], add[j] = price, share[i, j, a], a
+        threshold = ratio_threshold(cost, won, add, inf, amount * tokens)
+        gained = 0.0
+        for j in range(tokens):
+            if add[j] >= 0 and gained < amount * tokens and cost[j] <= threshold * won[j]:
+                apply_move(
+                    ids[i], share[i], keep[i], count[i], kept[i], hosts, load[i], sent[i], by_device, j, -1,
+                    add[j],
+                )  # fmt: skip
+                moved[i, j, 0], moved[i, j, 1] = -1, add[j]
+                gained += won[j]
+                total += 1
+    return total
+
+
+@compiled
 def escape_column(
     ids: np.ndarray,
     share: np.ndarray,
@@ -184,8 +398,12 @@ def best_emptying(
     best = -1
     for e in range(experts):
         gain = won[e] + wake[e]
-        if load[e] > 0 and not stuck[e] and lost[e] <= budget and gain > 0.0 and (
-            best < 0 or lost[e] * (won[best] + wake[best]) < lost[best] * gain
+        if (
+            load[e] > 0
+            and not stuck[e]
+            and lost[e] <= budget
+            and gain > 0.0
+            and (best < 0 or lost[e] * (won[best] + wake[best]) < lost[best] * gain)
         ):
             best = e
     if best < 0:
@@ -271,8 +489,10 @@ def ratio_threshold(
 
 @compiled
 def propose_moves(
+    reading: int,
     ids: np.ndarray,
     share: np.ndarray,
+    mass: np.ndarray,
     allowed: np.ndarray,
     keep: np.ndarray,
     count: np.ndarray,
@@ -285,7 +505,8 @@ def propose_moves(
     link_delay: np.ndarray,
     link_time: np.ndarray,
     multipliers: np.ndarray,
-    latency: np.ndarray,
+    device_time: np.ndarray,
+    value: np.ndarray,
     load: np.ndarray,
     sent: np.ndarray,
     by_device: bool,
@@ -299,13 +520,19 @@ def propose_moves(
 
     Parameters
     ----------
+    reading : int
+        What gains: LATENCY, or the weight-to-latency ratio PER_TOKEN or PER_DEVICE.
     ids, share, allowed, keep : arrays (blocks, tokens, m)
+    mass : float array (blocks, tokens)
+        Sum of top-k weights.
     count, kept, frozen : arrays (blocks, tokens)
     banned : bool array (blocks, experts)
         Experts not to be emptied.
     link_time, multipliers : float arrays (blocks, devices)
         Seconds per transfer and multipliers at the present loads.
-    latency : float array (blocks,)
+    device_time : float array (blocks, devices), s
+    value : float array (blocks,)
+        Present latency or ratio of each block (a ratio summed over tokens for PER_TOKEN).
     load, sent : arrays (blocks, experts), (blocks, devices), updated
     token_floor, block_floor : float arrays (blocks,)
     slices : float array (blocks,)
@@ -325,12 +552,14 @@ def propose_moves(
     unit, wake, send = np.empty(experts), np.empty(experts), np.empty(sent.shape[1])
     loss, gain = np.empty(tokens), np.empty(tokens)
     drop, add = np.empty(tokens, dtype=np.int64), np.empty(tokens, dtype=np.int64)
-    active = np.empty(sent.shape[1])
+    active, kept_weight = np.empty(sent.shape[1]), np.empty(sent.shape[1])
     total = 0
     for i in range(blocks):
         moved[i, :, :] = -2
         for k in range(send.size):
-            send[k] = multipliers[i, k] * link_time[i, k] if sent[i, k] > 0.0 or multipliers[i, k] > 0.0 else 0.0
+            send[k] = (
+                multipliers[i, k] * link_time[i, k] if sent[i, k] > 0.0 or multipliers[i, k] > 0.0 else 0.0
+            )
             active[k] = 0.0
         for e in range(experts):
             active[hosts[e]] += load[i, e] > 0
@@ -341,25 +570,39 @@ def propose_moves(
             if active[k] == (1.0 if load[i, e] > 0 else 0.0):
                 wake[e] += multipliers[i, k] * link_delay[k]
         budget = kept[i].sum() - block_floor[i] * tokens + FLOOR_SLACK * tokens
-        best_token_moves(
-            ids[i], share[i], allowed[i], keep[i], count[i], kept[i], frozen[i], hosts, load[i], unit, send,
-            wake, by_device, token_floor[i], budget, loss, gain, drop, add,
-        )  # fmt: skip
-        limit = min(slices[i] * reach, budget)
-        threshold = ratio_threshold(loss, gain, drop, limit, 0.1 * reach * latency[i])
-        emptied, lost, won = best_emptying(
-            ids[i], share[i], allowed[i], keep[i], count[i], kept[i], hosts, load[i], unit, send, wake,
-            by_device, token_floor[i], budget, banned[i],
-        )  # fmt: skip
-        if emptied >= 0 and (lost <= 0.0 or lost <= won * threshold or threshold <= 0.0):
-            total += _empty(
-                ids[i], share[i], allowed[i], keep[i], count[i], kept[i], hosts, load[i], sent[i],
-                by_device, token_floor[i], emptied, moved[i],
+        if reading == LATENCY:
+            best_token_moves(
+                ids[i], share[i], allowed[i], keep[i], count[i], kept[i], frozen[i], hosts, load[i], unit,
+                send, wake, by_device, token_floor[i], budget, loss, gain, drop, add,
             )  # fmt: skip
-            continue
+        else:
+            kept_weight[:] = 0.0
+            for j in range(tokens):
+                for c in range(ids.shape[2]):
+                    if keep[i, j, c]:
+                        kept_weight[hosts[ids[i, j, c]]] += share[i, j, c] * mass[i, j]
+            best_ratio_moves(
+                reading == PER_DEVICE, ids[i], share[i], mass[i], allowed[i], keep[i], count[i], kept[i],
+                frozen[i], hosts, compute, link_time[i], device_time[i], kept_weight, by_device,
+                token_floor[i], budget, loss, gain, drop, add,
+            )  # fmt: skip
+        limit = min(slices[i] * reach, budget)
+        gain_limit = STRIDE * reach * value[i]
+        threshold = ratio_threshold(loss, gain, drop, limit, gain_limit)
+        if reading == LATENCY:
+            emptied, lost, won = best_emptying(
+                ids[i], share[i], allowed[i], keep[i], count[i], kept[i], hosts, load[i], unit, send, wake,
+                by_device, token_floor[i], budget, banned[i],
+            )  # fmt: skip
+            if emptied >= 0 and (lost <= 0.0 or lost <= won * threshold or threshold <= 0.0):
+                total += _empty(
+                    ids[i], share[i], allowed[i], keep[i], count[i], kept[i], hosts, load[i], sent[i],
+                    by_device, token_floor[i], emptied, moved[i],
+                )  # fmt: skip
+                continue
         total += _apply_batch(
             ids[i], share[i], keep[i], count[i], kept[i], hosts, load[i], sent[i], by_device, loss, gain,
-            drop, add, threshold, limit, budget, 0.1 * reach * latency[i], moved[i],
+            drop, add, threshold, limit, budget, gain_limit, moved[i],
         )  # fmt: skip
     return total
 
