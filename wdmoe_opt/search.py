@@ -179,7 +179,7 @@ class Search:
             terms = (numerator, constant, np.ones(shape))
         parts = tuple(np.ascontiguousarray(term) for term in terms)
         ratio_bandwidth(
-            *parts, t.bits_down, self.c_down[group], t.bits_up, self.c_up[group], t.low, t.high, t.total, out
+            *parts, (self.sent[group] > 0).any(axis=0), t.bits_down, self.c_down[group], t.bits_up, self.c_up[group], t.low, t.high, t.total, out
         )
 
     def _weights(self) -> tuple[RealArray, RealArray]:

@@ -26,10 +26,10 @@ LATENCY, PER_TOKEN, PER_DEVICE = 0, 1, 2
 @compiled
 def _alone(ids: np.ndarray, keep: np.ndarray, hosts: np.ndarray, j: int, device: int, skip: int) -> bool:
     """Whether token j keeps no expert on ``device`` apart from column ``skip``."""
+    found = 0
     for c in range(ids.shape[1]):
-        if keep[j, c] and c != skip and hosts[ids[j, c]] == device:
-            return False
-    return True
+        found += keep[j, c] and c != skip and hosts[ids[j, c]] == device
+    return found == 0
 
 
 @compiled

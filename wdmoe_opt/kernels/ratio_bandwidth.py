@@ -15,8 +15,8 @@ from wdmoe_opt.kernels.compiled import compiled
 from wdmoe_opt.kernels.link import log_time_terms
 
 HALVINGS = 50
-#: Smallest share considered, as part of the budget: below it no rate is worth a figure.
-LEAST_SHARE = 1e-12
+#: Smallest share of a loaded device, as part of the budget: even weightless work must end some time.
+LEAST_SHARE = 1e-7
 
 
 @compiled
@@ -24,6 +24,7 @@ def ratio_bandwidth(
     numerator: np.ndarray,
     constant: np.ndarray,
     factor: np.ndarray,
+    loaded: np.ndarray,
     bits_down: float,
     c_down: np.ndarray,
     bits_up: float,
@@ -39,6 +40,8 @@ def ratio_bandwidth(
     ----------
     numerator, constant, factor : float arrays (blocks, devices, terms)
         Terms with numerator 0 do not count.
+    loaded : bool array (devices,)
+        Devices that get a share even if no term counts.
     c_down, c_up : float arrays (blocks, devices), Hz
     low, high : float arrays (devices,), Hz
     out : float array (devices,), Hz, filled
@@ -50,8 +53,8 @@ def ratio_bandwidth(
         for i in range(numerator.shape[0]):
             for r in range(numerator.shape[2]):
                 useful = useful or numerator[i, k, r] > 0.0
-        lowest[k] = max(low[k], LEAST_SHARE * total) if useful else low[k]
-        highest[k] = max(min(high[k], total), lowest[k]) if useful else low[k]
+        lowest[k] = max(low[k], min(LEAST_SHARE * total, high[k])) if loaded[k] else low[k]
+        highest[k] = max(min(high[k], total), lowest[k]) if useful else lowest[k]
     # Bracket of the common marginal rate, in logarithms.
     least, most = 700.0, -700.0
     for k in range(devices):

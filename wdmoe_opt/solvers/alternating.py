@@ -23,8 +23,8 @@ def alternating(problem: Problem, control: Control, rounds: int = 10, polish: bo
     At a given bandwidth the selection walks the bottleneck path (fact 9: a parametric search, no linear
     program); re-routes and the readings of the weight-to-latency ratio go by price-directed moves. At a
     given selection the bandwidth is exact. A round is kept only if it improves, so the trace is monotone
-    and the result never worse than a start. Starts: plain top-k at equal and at optimal bandwidth, and
-    Algorithm 1 (repaired where it breaks a floor).
+    and the result never worse than a start. Starts: plain top-k at equal and at optimal bandwidth,
+    Algorithm 1 (repaired where it breaks a floor), and a greedy descent.
 
     Parameters
     ----------
@@ -55,6 +55,10 @@ def alternating(problem: Problem, control: Control, rounds: int = 10, polish: bo
         run.from_bandwidth(equal)
         run.from_selection(plain[search.rows])
         run.from_selection(paper[search.rows])
+        search.hold = False
+        search.start(plain[search.rows])
+        search.descend(4)
+        run.accept("greedy")
         search.start(run.best)
         if polish:
             search.polish(lambda: deadline.left == 0.0)
