@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from wdmoe_opt.errors import InputError, UnknownNameError
 from wdmoe_opt.instances.load_file import LoadFile
-from wdmoe_opt.instances.routing_file import RoutingFile
+from wdmoe_opt.instances.routing_file import RoutingFile, expert_counts
 from wdmoe_opt.instances.token_types import TokenTypes
 from wdmoe_opt.validation import IntArray, whole
 
 DATA = Path(__file__).parent / "data" / "routing"
 SourceFile = RoutingFile | LoadFile | TokenTypes
-BlockChoice = int | str | Sequence[int] | None
+BlockChoice = int | str | Sequence[int] | NDArray[np.integer[Any]] | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Family:
         whole prompts; a window of token types with averaged choices.
     batch : int or None
         Tokens of the default batch; None is all.
+    start : int
+        Where the default batch starts. Of gpt-oss 32: every answer begins with the same few format
+        tokens, which all users would route alike.
     fleet : str
         Default fleet of its instances.
     version : int
@@ -47,6 +50,7 @@ class Family:
     path: Path
     mode: str
     batch: int | None
+    start: int = 0
     fleet: str = "orin-mix-8"
     version: int = 1
 
@@ -100,6 +104,7 @@ FAMILIES = {
             DATA / "gpt-oss-20b" / "sequences.npz",
             "decode",
             24,
+            start=32,
         ),
         Family(
             "mixtral-8x7b-mmlu-load",
@@ -151,9 +156,9 @@ class Batch:
         ``expert_ids``, ``gate_weights``, ``top_k`` as in an `Instance`; empty where only loads are known.
     expert_loads : int array (blocks, experts)
         Tokens of each expert under plain top-k.
-    outside_load : int array (experts,)
-        Choices of each expert over all blocks by what is not in the batch: the tokens of the family
-        outside it, or its other prompts. All zero if nothing is left.
+    outside_load : int array (blocks, experts)
+        Choices of each expert by what is not in the batch: the tokens of the family outside it, or its
+        other prompts. All zero if nothing is left.
     manifest : mapping
         Of the source file.
     record : mapping
@@ -221,8 +226,8 @@ def cut_batch(
     rows = block_indices(blocks, source.blocks)
     ids = source.expert_ids[rows][:, chosen]
     record |= {"tokens": int(chosen.size), "start": start, "blocks": rows.tolist()}
-    everything = _count(source.expert_ids[:, :, : source.top_k], source.experts).sum(axis=0)
-    inside = _count(source.expert_ids[:, chosen, : source.top_k], source.experts).sum(axis=0)
+    loads = expert_counts(ids[:, :, : source.top_k], source.experts)
+    everything = expert_counts(source.expert_ids[rows][:, :, : source.top_k], source.experts)
     return Batch(
         experts=source.experts,
         top_k=source.top_k,
@@ -231,8 +236,8 @@ def cut_batch(
             "gate_weights": source.gate_weights[rows][:, chosen].astype(np.float64),
             "top_k": source.top_k,
         },
-        expert_loads=_count(ids[:, :, : source.top_k], source.experts),
-        outside_load=everything - inside,
+        expert_loads=loads,
+        outside_load=everything - loads,
         manifest=source.manifest,
         record=record,
     )
@@ -250,8 +255,8 @@ def block_indices(blocks: BlockChoice, count: int) -> NDArray[np.intp]:
         return np.arange(count)
     if isinstance(blocks, str):
         chosen = [index for piece in blocks.split(",") for index in _span(piece, blocks)]
-    elif isinstance(blocks, Sequence) or (isinstance(blocks, np.ndarray) and blocks.ndim == 1):
-        chosen = list(blocks)
+    elif np.ndim(blocks) == 1:
+        chosen = list(np.asarray(blocks).tolist())
     else:
         return np.arange(whole("blocks", blocks, 1, count, f"must be 1 to {count}"))
     if not chosen:
@@ -268,12 +273,6 @@ def _span(piece: str, whole_text: str) -> range:
     if not first.isdecimal() or (dash and not last.isdecimal()):
         raise InputError("blocks", "must be indices such as '3', '0-4' or '0,7,15'", value=whole_text)
     return range(int(first), int(last if dash else first) + 1)
-
-
-def _count(ids: NDArray[Any], experts: int) -> IntArray:
-    """Choices of each expert, (blocks, experts)."""
-    counts = [np.bincount(block.ravel(), minlength=experts) for block in ids]
-    return np.array(counts, dtype=np.int64)
 
 
 def _cut_loads(
@@ -294,7 +293,7 @@ def _cut_loads(
         top_k=source.top_k,
         routing={},
         expert_loads=inside[rows],
-        outside_load=(everything - inside).sum(axis=0),
+        outside_load=(everything - inside)[rows],
         manifest=source.manifest,
         record=record,
     )

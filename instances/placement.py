@@ -17,7 +17,7 @@ def place(rule: str, experts: int, devices: int, load: IntArray) -> IntArray:
     ----------
     rule : {"contiguous", "one-per-device", "balanced"}
     experts, devices : int
-    load : int array (experts,)
+    load : int array (blocks, experts)
         For "balanced": measured choices of each expert, which must not come from the batch itself.
 
     Raises
@@ -55,15 +55,15 @@ def one_per_device(experts: int, devices: int) -> IntArray:
 
 
 def balanced(load: IntArray, devices: int) -> IntArray:
-    """Heaviest expert first, each on the device with the least load so far, int (experts,).
+    """Heaviest expert first, each on the device whose busy blocks it burdens least, int (experts,).
 
     A device takes at most experts / devices of them, rounded up, as memory would have it. The speed of
     the devices is not looked at. Ties go to the lower number.
 
     Parameters
     ----------
-    load : int array (experts,)
-        Measured choices of each expert, summed over blocks.
+    load : int array (blocks, experts)
+        Measured choices of each expert.
     devices : int
 
     Raises
@@ -73,17 +73,23 @@ def balanced(load: IntArray, devices: int) -> IntArray:
 
     Notes
     -----
-    Longest processing time first: R. L. Graham, "Bounds on multiprocessing timing anomalies", SIAM J.
-    Appl. Math. 17 (1969), with the cap on the count added.
+    Longest processing time first (R. L. Graham, "Bounds on multiprocessing timing anomalies", SIAM J.
+    Appl. Math. 17, 1969) with loads that are vectors over blocks: every block waits for its own slowest
+    device, and expert e of one block is another network than expert e of the next. So the device is the
+    one with the smallest sum over blocks of its load times the expert's, which adds least to the sum of
+    squared loads; balancing the loads' totals over blocks instead leaves the single blocks as uneven as
+    contiguous placement does.
     """
     if load.sum() <= 0:
         raise InputError("placement", "'balanced' needs tokens of the family outside the batch")
-    host = np.empty(load.size, dtype=np.int64)
-    total, count = np.zeros(devices), np.zeros(devices, dtype=np.int64)
-    most = -(-load.size // devices)
-    for expert in np.argsort(-load, kind="stable"):
-        device = int(np.where(count < most, total, np.inf).argmin())
+    blocks, experts = load.shape
+    host = np.empty(experts, dtype=np.int64)
+    total, count = np.zeros((blocks, devices)), np.zeros(devices, dtype=np.int64)
+    most = -(-experts // devices)
+    for expert in np.argsort(-load.sum(axis=0), kind="stable"):
+        burden = load[:, expert] @ total
+        device = int(np.where(count < most, burden, np.inf).argmin())
         host[expert] = device
-        total[device] += load[expert]
+        total[:, device] += load[:, expert]
         count[device] += 1
     return host

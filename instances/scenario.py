@@ -1,7 +1,8 @@
 """Scenarios: routing x fleet x channel x payload x placement, from a name or a small TOML or JSON file.
 
-A name reads ``FAMILY[:PART][/FLEET[:PRECISION][:LEVEL][/CHANNEL[:STATE][:per-block]]][@TOKENS[+START]][#BLOCKS]``;
-what is missing takes its default. Examples::
+A name reads ``FAMILY[:PART][/FLEET[/CHANNEL]][@TOKENS[+START]][#BLOCKS]``. A fleet may be followed by
+``:PRECISION`` and ``:LEVEL``, a channel by ``:STATE`` and ``:per-block``. What is missing takes its
+default. Examples::
 
     deepseek-v2-lite-law
     deepseek-v2-lite-law/orin-mix-8/cell-100mhz@64
@@ -85,7 +86,8 @@ class Scenario:
     routing_file : Path, optional
         A user's own routing file.
     part, tokens, start, blocks
-        See `families.cut_batch`; ``tokens`` defaults to the family's batch, to all of a user's file.
+        See `families.cut_batch`; ``tokens`` and ``start`` default to the family's batch, to all of a
+        user's file.
     width, expert_width : int, optional
         Of the model, where the manifest does not say.
     fleet : str or tuple of str, optional
@@ -119,7 +121,7 @@ class Scenario:
     routing_file: Path | None = None
     part: str | None = None
     tokens: int | str | None = None
-    start: int = 0
+    start: int | None = None
     blocks: BlockChoice = None
     width: int | None = None
     expert_width: int | None = None
@@ -188,17 +190,17 @@ class Scenario:
 
     def _batch(self, family: Family | None) -> Batch:
         if family is not None:
-            source, mode, default = family.load(), family.mode, family.batch
+            source, mode, default, start = family.load(), family.mode, family.batch, family.start
         else:
             assert self.routing_file is not None
             own = RoutingFile.load(self.routing_file)
-            source, mode, default = own, own.manifest.get("mode", "prefill"), None
+            source, mode, default, start = own, own.manifest.get("mode", "prefill"), None, 0
         return cut_batch(
             source,
             mode,
             part=self.part,
             tokens=self.tokens,
-            start=self.start,
+            start=start if self.start is None else self.start,
             blocks=self.blocks,
             default=default,
         )
@@ -304,8 +306,9 @@ def _parse_batch(text: str, name: str) -> dict[str, Any]:
         raise InputError(
             "name", "after '@' must stand TOKENS or TOKENS+START, TOKENS a number or 'all'", value=name
         )
-    tokens = match["tokens"]
-    return {"tokens": tokens if tokens == "all" else int(tokens), "start": int(match["start"] or 0)}
+    tokens, start = match["tokens"], match["start"]
+    found: dict[str, Any] = {"tokens": tokens if tokens == "all" else int(tokens)}
+    return found if start is None else found | {"start": int(start)}
 
 
 def _parse_fleet(text: str) -> dict[str, Any]:
@@ -384,15 +387,21 @@ def read_scenario(path: str | Path) -> Scenario:
         raise InstanceFileError(f"{path}: {error}") from error
 
 
-def build_scenario(path: str | Path) -> Instance:
+def build_scenario(path: str | Path, **changes: Any) -> Instance:
     """Compose the instance of a scenario file.
+
+    Parameters
+    ----------
+    path : str or Path
+    **changes
+        Fields of `Scenario` to change.
 
     Raises
     ------
     InstanceFileError
         Naming file and rule.
     """
-    scenario = read_scenario(path)
+    scenario = vary(read_scenario(path), changes)
     try:
         return scenario.build()
     except InputError as error:

@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from wdmoe_opt.errors import InputError
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.instances.load_file import LoadFile
-from wdmoe_opt.instances.routing_file import RoutingFile
+from wdmoe_opt.instances.routing_file import RoutingFile, expert_counts
 from wdmoe_opt.instances.token_types import TokenTypes
-from wdmoe_opt.validation import IntArray, RealArray, real_array, whole
+from wdmoe_opt.validation import RealArray, real_array, whole
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,6 @@ def retention_curve(weights: NDArray[Any], top_k: int) -> RealArray:
     return kept
 
 
-def expert_counts(ids: NDArray[Any], experts: int) -> IntArray:
-    """Tokens of each expert, (blocks, experts), from ids (blocks, tokens, top_k); -1 counts for none."""
-    counts = [np.bincount(block[block >= 0], minlength=experts) for block in ids]
-    return np.array(counts, dtype=np.int64)
-
-
 def routing_statistics(source: RoutingFile | LoadFile | TokenTypes) -> dict[str, Any]:
     """Statistics of a whole family.
 
@@ -204,7 +198,8 @@ def _token_statistics(instance: Instance) -> dict[str, Any]:
     assert hosts is not None
     loads = expert_counts(ids[:, :, :top_k], instance.experts)
     devices = np.zeros((instance.blocks, instance.devices), dtype=np.int64)
-    np.add.at(devices, (slice(None), hosts), loads)
+    for expert, host in enumerate(hosts):
+        devices[:, host] += loads[:, expert]
     mass = weights[:, :, :top_k].sum(axis=2)
     together = np.zeros(instance.tokens, dtype=np.int64)
     shared = shared_with_previous(ids, together, top_k).mean() if instance.tokens > 1 else None

@@ -1,4 +1,4 @@
-"""Check a file of any kind this package reads."""
+"""Files of any kind this package reads: load them, check them."""
 
 from __future__ import annotations
 
@@ -50,6 +50,30 @@ def validate_file(path: str | Path) -> dict[str, Any]:
         raise InstanceFileError(f"{path}: {error}") from None
     summary = f"device profile {found.name}" if isinstance(found, DeviceProfile) else repr(found).strip("<>")
     return {"kind": kind, "content_hash": stored, "summary": summary}
+
+
+def load_file(path: Path, **selection: Any) -> Instance:
+    """Instance of an instance file or of a scenario file.
+
+    Parameters
+    ----------
+    path : Path
+    **selection
+        For scenarios: fields of `scenario.Scenario` to change.
+
+    Raises
+    ------
+    InstanceFileError
+        Naming file and rule.
+    InputError
+        If something is selected of an instance file.
+    """
+    if _kind(path)[0] == "scenario":
+        return build_scenario(path, **selection)
+    if selection:
+        rule = "cannot be set: an instance file is taken as it is"
+        raise InputError(min(selection), rule, value=selection[min(selection)])
+    return Instance.load(path)
 
 
 def _reader(kind: str) -> Any:
