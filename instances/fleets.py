@@ -15,8 +15,8 @@ _ORIN_MIX = (
     "agx-orin-maxn", "orin-nano-maxn-super", "orin-nx", "agx-orin-30w",
     "agx-orin-maxn", "orin-nx", "orin-nano-maxn-super", "agx-orin-30w",
 )  # fmt: skip
-#: Boards of each fleet, nearest to the base station first. The "orin" and "agx" fleets have measured
-#: boards only; "agx-mix-8" has boards of 32 GB and more, for large experts, one per board.
+#: Boards of each fleet, nearest to the base station first. All but "jetson-mix-8" leave out the boards
+#: that are estimated as a whole; "agx-mix-8" has boards of 64 GB and more, for large experts.
 FLEETS: dict[str, tuple[str, ...]] = {
     "orin-mix-8": _ORIN_MIX,
     "jetson-mix-8": (
