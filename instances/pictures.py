@@ -21,7 +21,7 @@ BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#595959"
 HEAT = "RdBu_r"
 #: Lightest and darkest colour of the heat maps, as multiples of an even load.
 LOWEST, HIGHEST = 1 / 8, 8
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -92,7 +92,7 @@ def _draw_types(figure: Any, types: TokenTypes) -> None:
     part = types.parts[1]
     shares = types.distribution(part)[0][:40]
     image = _image(heat, shares)
-    heat.set_title(f"Choices of the 40 most frequent token types of '{part}', layer 0")
+    heat.set_title(f"40 most frequent token types of '{part}', layer 0")
     heat.set_xlabel("expert")
     heat.set_ylabel("token type, most frequent on top")
     _scale(figure, image, [heat])
@@ -137,7 +137,7 @@ def _scale(figure: Any, image: Any, axes: Any) -> None:
     ticks = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
     bar.set_ticks(ticks, labels=["≤ 1/8", "1/4", "1/2", "1", "2", "4", "≥ 8"])
     bar.ax.minorticks_off()
-    bar.set_label("times an even load")
+    bar.ax.set_title("× even load", fontsize=9, loc="center", pad=9)
     bar.outline.set_visible(False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,15 +146,25 @@ def routing_statistics(source: RoutingFile | LoadFile | TokenTypes) -> dict[str,
         "retention": [float(kept) for kept in retention_curve(weights, top_k).mean(axis=0)],
         "top_k_mass": {"min": float(mass.min()), "mean": float(mass.mean()), "max": float(mass.max())},
     }
-    if source.manifest.get("weight_outside") not in (None, "0"):
-        outside = weight_outside(weights, source.experts, rounding=0.5e-4)
-        found["weight_outside"] = {
-            "mean": float(outside.mass.mean()),
-            "largest_below": float(outside.largest_below.max()),
-            "mean_largest_below": float(outside.largest_below.mean()),
-            "inconsistent_tokens": int((~outside.consistent).sum()),
-        }
+    if has_weight_outside(source.manifest):
+        found["weight_outside"] = _outside(weights, source.experts)
     return found
+
+
+def has_weight_outside(manifest: Mapping[str, Any]) -> bool:
+    """Whether the manifest says that the gate put weight on experts that were not stored."""
+    return manifest.get("weight_outside") not in (None, "0")
+
+
+def _outside(weights: NDArray[Any], experts: int) -> dict[str, float]:
+    # The only such source, DeepSeek-V2-Lite, has four decimals.
+    outside = weight_outside(weights, experts, rounding=0.5e-4)
+    return {
+        "mean": float(outside.mass.mean()),
+        "largest_below": float(outside.largest_below.max()),
+        "mean_largest_below": float(outside.largest_below.mean()),
+        "inconsistent_tokens": int((~outside.consistent).sum()),
+    }
 
 
 def stats(instance: Instance) -> dict[str, Any]:
@@ -166,8 +177,9 @@ def stats(instance: Instance) -> dict[str, Any]:
         (smallest and largest number over blocks); ``device_load_skew``, ``expert_load_skew`` (largest over
         mean load under plain top-k: median and worst block); ``unused_experts`` (mean per block);
         ``shared_with_previous`` (share of a token's experts that the token before it in the batch used);
-        ``top_k_mass`` (min, mean, max); ``retention`` (kept weight by number of experts kept). What the
-        instance does not tell is None.
+        ``top_k_mass`` (min, mean, max); ``retention`` (kept weight by number of experts kept);
+        ``weight_outside`` (mean mass of the experts that were not stored, and bounds on any single one,
+        see `weight_outside`). What the instance does not tell is None.
     """
     reach = instance.reachable.sum(axis=1)
     found: dict[str, Any] = {
@@ -182,7 +194,10 @@ def stats(instance: Instance) -> dict[str, Any]:
         },
         "reachable_devices": {"min": int(reach.min()), "max": int(reach.max())},
     }
-    unknown = ("expert_load_skew", "unused_experts", "shared_with_previous", "top_k_mass", "retention")
+    unknown = (
+        "expert_load_skew", "unused_experts", "shared_with_previous", "top_k_mass", "retention",
+        "weight_outside",
+    )  # fmt: skip
     if instance.loads is not None:
         return found | {"device_load_skew": _skew_or_none(instance.loads)} | dict.fromkeys(unknown)
     return found | _token_statistics(instance)
@@ -203,6 +218,9 @@ def _token_statistics(instance: Instance) -> dict[str, Any]:
     mass = weights[:, :, :top_k].sum(axis=2)
     together = np.zeros(instance.tokens, dtype=np.int64)
     shared = shared_with_previous(ids, together, top_k).mean() if instance.tokens > 1 else None
+    outside = None
+    if has_weight_outside(instance.provenance.get("routing", {})):
+        outside = _outside(weights, instance.experts)
     return {
         "device_load_skew": _skew_or_none(devices),
         "expert_load_skew": _skew_or_none(loads),
@@ -210,6 +228,7 @@ def _token_statistics(instance: Instance) -> dict[str, Any]:
         "shared_with_previous": None if shared is None else float(shared),
         "top_k_mass": {"min": float(mass.min()), "mean": float(mass.mean()), "max": float(mass.max())},
         "retention": [float(kept) for kept in retention_curve(weights, top_k).mean(axis=0)],
+        "weight_outside": outside,
     }
 
 

@@ -62,6 +62,17 @@ def test_stats_of_a_case_done_by_hand() -> None:
     assert found["shared_with_previous"] == pytest.approx(1 / 4)
     assert found["top_k_mass"] == pytest.approx({"min": 0.4, "mean": 2.2 / 3, "max": 1.0})
     assert found["retention"] == pytest.approx([2 / 3, 1.0])
+    assert found["weight_outside"] is None
+
+
+def test_stats_bound_the_weight_outside() -> None:
+    found = catalogue.instance_stats("deepseek-v2-lite-law@64")["weight_outside"]
+    assert found["inconsistent_tokens"] == 0
+    assert found["mean"] == pytest.approx(
+        1 - catalogue.instance_stats("deepseek-v2-lite-law@64")["top_k_mass"]["mean"]
+    )
+    assert 0 < found["mean_largest_below"] < found["largest_below"] < found["mean"]
+    assert catalogue.instance_stats("gpt-oss-20b-decode@8")["weight_outside"] is None
 
 
 def test_stats_of_loads_say_none_where_nothing_is_known() -> None:
