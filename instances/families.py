@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -255,8 +255,8 @@ def block_indices(blocks: BlockChoice, count: int) -> NDArray[np.intp]:
         return np.arange(count)
     if isinstance(blocks, str):
         chosen = [index for piece in blocks.split(",") for index in _span(piece, blocks)]
-    elif np.ndim(blocks) == 1:
-        chosen = list(np.asarray(blocks).tolist())
+    elif isinstance(blocks, Iterable):
+        chosen = list(blocks)
     else:
         return np.arange(whole("blocks", blocks, 1, count, f"must be 1 to {count}"))
     if not chosen:

@@ -286,6 +286,8 @@ def parse_name(name: str) -> Scenario:
     if len(pieces) > 3 or not all(pieces) or (hash_sign and not blocks):
         raise InputError("name", "must be FAMILY[/FLEET[/CHANNEL]][@TOKENS][#BLOCKS]", value=name)
     family, colon, part = pieces[0].partition(":")
+    if colon and not part:
+        raise InputError("name", "after ':' must stand a part of the family", value=name)
     found: dict[str, Any] = {"family": find_family(family).name, "name": name}
     if colon:
         found["part"] = part

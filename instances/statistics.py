@@ -219,7 +219,8 @@ def _token_statistics(instance: Instance) -> dict[str, Any]:
     together = np.zeros(instance.tokens, dtype=np.int64)
     shared = shared_with_previous(ids, together, top_k).mean() if instance.tokens > 1 else None
     outside = None
-    if has_weight_outside(instance.provenance.get("routing", {})):
+    source = instance.provenance.get("routing")
+    if isinstance(source, Mapping) and has_weight_outside(source):
         outside = _outside(weights, instance.experts)
     return {
         "device_load_skew": _skew_or_none(devices),
