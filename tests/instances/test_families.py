@@ -63,7 +63,6 @@ def test_every_data_folder_has_licence_and_provenance(folder: Path) -> None:
     assert list(folder.glob("LICENSE*"))
     text = (folder / "PROVENANCE.md").read_text(encoding="utf-8")
     assert "repositor" in text.lower()
-    assert "/work" not in text
 
 
 def test_the_data_stay_small() -> None:
