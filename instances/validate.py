@@ -68,11 +68,11 @@ def load_file(path: Path, **selection: Any) -> Instance:
     InputError
         If something is selected of an instance file.
     """
-    if _kind(path)[0] == "scenario":
+    if path.suffix != ".npz" and _kind(path)[0] == "scenario":
         return build_scenario(path, **selection)
     if selection:
-        rule = "cannot be set: an instance file is taken as it is"
-        raise InputError(min(selection), rule, value=selection[min(selection)])
+        rule = "can only be set for shipped instances and scenarios, not for an instance file"
+        raise InputError(min(selection), rule)
     return Instance.load(path)
 
 

@@ -55,13 +55,16 @@ def block_bandwidth(
     below = -inf  # F >= 0 here
     slowest = -1
     latency = 0.0
+    spare = total  # what the lower limits leave
     for k in range(devices):
         out[k] = low[k]
+        spare -= low[k]
+    for k in range(devices):
         if sent[k] <= 0.0:
             latency = max(latency, busy[k])
             continue
         floors[k] = busy[k] + sent[k] * floor_time(bits_down, c_down[k], bits_up, c_up[k])
-        alone = min(high[k], total)
+        alone = min(high[k], low[k] + max(spare, 0.0))
         if not isfinite(floors[k]) or alone <= 0.0:
             return inf, inf
         e, _ = excess(alone, bits_down, c_down[k], bits_up, c_up[k])
@@ -141,9 +144,9 @@ def _root(
             below = deadline
         else:
             above = deadline
-        if abs(need - total) <= 1e-12 * total or slope >= 0.0:
+        if abs(need - total) <= 1e-12 * total or (slope >= 0.0 and need < total):
             break
-        if need < inf:
+        if slope < 0.0 and need < inf:
             deadline += need * (need / total - 1.0) / -slope
         if not below < deadline < above:
             deadline = _safe_step(below, above, deadline, need, slope, total)
@@ -207,15 +210,18 @@ def _priced(
 ) -> tuple[float, float]:
     """Latency at ``out`` and the relative gap to the Lagrangian bound there.
 
-    Multipliers lambda_k in proportion to 1 / |t_k'| make all free slopes equal; if no share is free,
-    or a capped device is the slowest, that device's own time is the bound.
+    Multipliers lambda_k in proportion to 1 / |t_k'| make all free slopes equal. Where limits rule, the
+    best any one device can do with all that they leave it is a bound too.
     """
     best = latency
-    capped = latency
+    alone = latency
     weight = 0.0
     mean = 0.0
     shares = 0.0
     reserved = 0.0
+    spare = total
+    for k in range(out.size):
+        spare -= low[k]
     for k in range(out.size):
         if sent[k] <= 0.0:
             reserved += out[k]
@@ -223,8 +229,8 @@ def _priced(
         e, fall = excess(out[k], bits_down, c_down[k], bits_up, c_up[k])
         time = floors[k] + sent[k] * e
         best = max(best, time)
-        if out[k] >= min(high[k], total):
-            capped = max(capped, time)
+        more = max(min(high[k], low[k] + max(spare, 0.0)) - out[k], 0.0)
+        alone = max(alone, time - sent[k] * fall * more / out[k])
         if out[k] > low[k]:
             multiplier = out[k] / (sent[k] * fall)
             weight += multiplier
@@ -234,7 +240,7 @@ def _priced(
             reserved += out[k]
     if best <= 0.0:
         return best, 0.0
-    bound = capped
+    bound = alone
     if weight > 0.0:
         bound = max(bound, (mean - max(total - reserved - shares, 0.0)) / weight)
     return best, max(best - bound, 0.0) / best
