@@ -147,7 +147,7 @@ ERRORS = [
     (("solve", NAME, "--method", "wdmoe", "-o", "delta=0"), "delta = 0.0: must be greater than 0"),
     (("solve", NAME, "--method", "wdmoe", "-o", "tie=none"), "tie = 'none': unknown name"),
     (("solve", "no-such-file.npz"), "no-such-file.npz"),
-    (("solve", "no-such-file.json", "--tokens", "3"), "can only be set for shipped instances"),
+    (("solve", "no-such-file.npz", "--tokens", "3"), "can only be set for shipped instances"),
     (("solve",), "Missing argument"),
     (("solve", NAME, "--colour"), "--colour"),
     (("frobnicate",), "frobnicate"),
