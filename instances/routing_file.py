@@ -37,7 +37,7 @@ from wdmoe_opt.archive import (
     write_archive,
 )
 from wdmoe_opt.errors import InputError
-from wdmoe_opt.validation import freeze, int_array, refuse_where, require_shape, whole
+from wdmoe_opt.validation import IntArray, freeze, int_array, refuse_where, require_shape, whole
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -225,6 +225,12 @@ def rank_candidates(
     ids, weights = np.asarray(expert_ids), np.asarray(gate_weights, dtype=np.float32)
     order = np.lexsort((ids, -weights), axis=-1)
     return np.take_along_axis(ids, order, axis=-1), np.take_along_axis(weights, order, axis=-1)
+
+
+def expert_counts(ids: NDArray[Any], experts: int) -> IntArray:
+    """Tokens of each expert, (blocks, experts), from ids (blocks, tokens, top_k); -1 counts for none."""
+    counts = [np.bincount(block[block >= 0], minlength=experts) for block in ids]
+    return np.array(counts, dtype=np.int64)
 
 
 def check_routing(ids: NDArray[Any], weights: NDArray[np.float32], experts: int, top_k: int) -> None:

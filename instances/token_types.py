@@ -141,13 +141,13 @@ class TokenTypes:
         """
         full = self.distribution(part)[:1]
         ids, weights = rank_candidates(np.broadcast_to(np.arange(self.experts), full.shape), full)
-        types = np.arange(full.shape[1])
+        types = np.arange(full.shape[1], dtype=np.int32)
         return RoutingFile(
             ids,
             weights,
             top_k=self.top_k,
             experts=self.experts,
-            sequence=np.zeros(types.size, dtype=np.int64),
+            sequence=np.zeros_like(types),
             position=types,
             manifest={**self.manifest, "layers": self.manifest["layers"][:1], "part": part or self.parts[0]},
         )

@@ -135,7 +135,7 @@ def price(arrays: dict[str, Any], keep: Any, bandwidth: Any, *, dispatch: str = 
         out.block_retention.append(sum(retention) / len(retention))
         out.wlr["wlr-token"].append(sum(token_ratios) / len(token_ratios))
         out.wlr["wlr-device"].append(sum(w / t for w, t in zip(kept_weight, times, strict=True) if w > 0))
-        out.wlr["wlr-block"].append(sum(kept_weight) / latency if latency > 0 else 0.0)
+        out.wlr["wlr-block"].append(sum(kept_weight) / latency if sum(kept_weight) > 0 else 0.0)
     out.latency = sum(out.block_latency)
     out.retention = sum(out.block_retention) / f.blocks
     return out
@@ -162,7 +162,8 @@ def count(
             if dispatch == "expert" or k not in visited:
                 sent[k] += 1
             visited.add(k)
-        retention.append(sum(weights[c] for c in chosen) / sum(weights[: f.top_k]))
+        mass = sum(weights[: f.top_k])
+        retention.append(sum(weights[c] for c in chosen) / mass if mass > 0 else 0.0)
         values = [weights[c] / (per_transfer[f.hosts[ids[c]]] + f.compute[ids[c]]) for c in chosen]
         ratios.append(sum(values) / len(values) if values else 0.0)
     return load, sent, kept_weight, retention, ratios

@@ -55,8 +55,8 @@ class ArchiveError(InstanceFileError):
     """
 
     def __init__(self, path: str | Path, rule: str) -> None:
-        self.path, self.rule = Path(path), rule
-        super().__init__(f"{path}: {rule}")
+        self.path, self.rule = Path(path), " ".join(rule.split())
+        super().__init__(f"{path}: {self.rule}")
 
 
 @dataclass(frozen=True)
@@ -289,14 +289,13 @@ def read_archive(
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = _check_members(path, archive, layout, limit)
-            manifest = json.loads(archive.read(MANIFEST).decode("utf-8"))
+            manifest = _read_manifest(path, archive)
             check_manifest(path, manifest, layout)
+            names = _check_members(path, archive, layout, limit)
             arrays = {name: _read_array(path, archive, name, layout.arrays[name]) for name in names}
     except _UNREADABLE as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        line = " ".join(reason.split())
-        raise ArchiveError(path, f"cannot be read as a file of kind {layout.kind!r} ({line})") from None
+        rule = f"cannot be read as a file of kind {layout.kind!r} ({_reason(error)})"
+        raise ArchiveError(path, rule) from None
     check_hash(path, arrays, manifest)
     return arrays, manifest
 
@@ -311,22 +310,34 @@ def peek_manifest(path: str | Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_size(path, archive.getinfo(MANIFEST).file_size, MANIFEST_LIMIT, f"{MANIFEST}: ")
-            manifest = json.loads(archive.read(MANIFEST).decode("utf-8"))
-    except KeyError:
-        raise ArchiveError(path, f"has no {MANIFEST}") from None
+            manifest = _read_manifest(path, archive)
     except _UNREADABLE as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ArchiveError(path, f"cannot be read as an archive ({reason})") from None
+        raise ArchiveError(path, f"cannot be read as an archive ({_reason(error)})") from None
     if not isinstance(manifest, dict):
         raise ArchiveError(path, f"{MANIFEST}: must be an object")
     return manifest
 
 
+def _reason(error: BaseException) -> str:
+    """One line about an exception."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _read_manifest(path: str | Path, archive: zipfile.ZipFile) -> Any:
+    found = [member for member in archive.infolist() if member.filename == MANIFEST]
+    if len(found) != 1:
+        raise ArchiveError(path, f"must hold one {MANIFEST}, holds {len(found)}")
+    _check_packing(path, found[0])
+    _check_size(path, found[0].file_size, MANIFEST_LIMIT, f"{MANIFEST}: ")
+    return json.loads(archive.read(found[0]).decode("utf-8"))
+
+
 def check_manifest(path: str | Path, manifest: Any, layout: Layout) -> None:
     """Raise unless the manifest is of the layout's kind and version."""
-    if not isinstance(manifest, dict) or manifest.get("kind") != layout.kind:
-        raise ArchiveError(path, f"{MANIFEST}: kind must be {layout.kind!r}")
+    kind = manifest.get("kind") if isinstance(manifest, dict) else None
+    if kind != layout.kind:
+        raise ArchiveError(path, f"{MANIFEST}: kind must be {layout.kind!r}, is {kind!r}")
     version = manifest.get("schema_version")
     if version != layout.schema_version:
         raise ArchiveError(
@@ -348,7 +359,7 @@ def _check_members(path: str | Path, archive: zipfile.ZipFile, layout: Layout, l
     names = sorted(member.filename for member in members)
     known = sorted([MANIFEST, *(f"{name}.npy" for name in layout.arrays)])
     if layout.optional:
-        wrong = len(set(names)) < len(names) or not set(names) <= set(known) or MANIFEST not in names
+        wrong = len(set(names)) < len(names) or not set(names) <= set(known)
     else:
         wrong = names != known
     if wrong:
@@ -356,11 +367,14 @@ def _check_members(path: str | Path, archive: zipfile.ZipFile, layout: Layout, l
         rule = f"must hold {word} {', '.join(known)}; holds {', '.join(names)[:300]}"
         raise ArchiveError(path, rule)
     for member in members:
-        if member.flag_bits & _ENCRYPTED or member.compress_type not in _COMPRESSIONS:
-            raise ArchiveError(path, f"{member.filename}: must be stored, deflated or LZMA, not encrypted")
+        _check_packing(path, member)
     _check_size(path, sum(member.file_size for member in members), limit, "unpacked it is ")
-    _check_size(path, archive.getinfo(MANIFEST).file_size, MANIFEST_LIMIT, f"{MANIFEST}: ")
     return [name.removesuffix(".npy") for name in names if name != MANIFEST]
+
+
+def _check_packing(path: str | Path, member: zipfile.ZipInfo) -> None:
+    if member.flag_bits & _ENCRYPTED or member.compress_type not in _COMPRESSIONS:
+        raise ArchiveError(path, f"{member.filename}: must be stored, deflated or LZMA, not encrypted")
 
 
 def _check_size(path: str | Path, size: int, limit: int, what: str) -> None:

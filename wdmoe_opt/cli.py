@@ -56,10 +56,17 @@ def _help_without_command(context: typer.Context) -> None:
 app.add_typer(instances_app, name="instances")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Name = Annotated[str, typer.Argument(metavar="NAME_OR_FILE", help="Shipped instance, or .npz / .json file.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME_OR_FILE",
+        help="Family, scenario such as FAMILY/FLEET/CHANNEL@64, or .npz, .json, .toml file.",
+    ),
+]
 Tokens = Annotated[str | None, typer.Option(help="Batch size of a shipped instance, or 'all'.")]
-Blocks = Annotated[int | None, typer.Option(help="Only the first so many blocks.")]
-Start = Annotated[int, typer.Option(help="First token of the batch, or decode step.")]
+Blocks = Annotated[str | None, typer.Option(help="Only the first so many blocks, or a range such as 3-5.")]
+Start = Annotated[int | None, typer.Option(help="First token of the batch, or decode step.")]
+Part = Annotated[str | None, typer.Option(help="Subject or domain of a family that has them.")]
 
 
 @app.command("solve")
@@ -78,7 +85,8 @@ def solve_command(
     dispatch: Annotated[str, typer.Option(help="expert or device.")] = "expert",
     tokens: Tokens = None,
     blocks: Blocks = None,
-    start: Start = 0,
+    start: Start = None,
+    part: Part = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", help="Solver option NAME=VALUE; repeatable.")
     ] = None,
@@ -92,7 +100,7 @@ def solve_command(
     ] = False,
 ) -> None:
     """Select experts and allocate bandwidth, and say what it costs against plain top-k at equal bandwidth."""
-    inst = _load(name, tokens, blocks, start)
+    inst = _load(name, tokens, blocks, start, part)
     request: dict[str, Any] = {"allocation": _default_allocation(inst, allocation)}
     if inst.loads is None:
         request |= {
@@ -172,35 +180,66 @@ def info_command(as_json: AsJson = False) -> None:
 
 @instances_app.command("list")
 def instances_list(as_json: AsJson = False) -> None:
-    """List the shipped instances."""
-    from wdmoe_opt.instances.families import FAMILIES
+    """List the routing families, and the fleets, channels and placements they combine with."""
+    from wdmoe_opt.instances.catalogue import list_families, list_parts
 
-    rows: list[dict[str, Any]] = [
-        {"name": f.name, "mode": f.mode, "tokens": f.batch, "summary": f.summary} for f in FAMILIES.values()
-    ]
+    families = [vars(family) for family in list_families()]
     if as_json:
-        _print_json(rows)
+        _print_json({"families": families, **list_parts()})
         return
-    table = _table("name", "mode", "tokens", "what it is")
-    for row in rows:
-        table.add_row(row["name"], row["mode"], str(row["tokens"]), row["summary"])
+    table = _table("name", "knows", "blocks", "tokens", "batch", "parts", "licence", "what it is")
+    for row in families:
+        batch = str(row["default_batch"] or "a part")
+        numbers = (str(row["blocks"]), str(row["tokens"]), batch, str(row["parts"] or ""))
+        table.add_row(row["name"], row["kind"], *numbers, row["licence"], row["summary"])
     _console().print(table)
+    for kind, names in list_parts().items():
+        _console().print(f"\n{kind}: {', '.join(names)}")
 
 
 @instances_app.command("show")
 def instances_show(
-    name: Name, tokens: Tokens = None, blocks: Blocks = None, start: Start = 0, as_json: AsJson = False
+    name: Name,
+    tokens: Tokens = None,
+    blocks: Blocks = None,
+    start: Start = None,
+    part: Part = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show an instance: sizes, fleet, channel, and where the numbers come from."""
-    inst = _load(name, tokens, blocks, start)
-    values = {**instance_json(inst), "provenance": plain(inst.provenance)}
-    if as_json:
-        _print_json(values)
-        return
-    table = _table("", "")
-    for key, value in _flat(values):
-        table.add_row(key, value)
-    _console().print(table)
+    from wdmoe_opt.instances.catalogue import describe
+
+    inst = _load(name, tokens, blocks, start, part)
+    values = {"instance": instance_json(inst), "provenance": plain(inst.provenance)}
+    if not _is_file(name):
+        values["family"] = plain(describe(name))
+    _print_values(values, as_json)
+
+
+@instances_app.command("stats")
+def instances_stats(
+    name: Name,
+    tokens: Tokens = None,
+    blocks: Blocks = None,
+    start: Start = None,
+    part: Part = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print load skew, locality, retention curve and sizes of an instance."""
+    from wdmoe_opt.instances.statistics import stats
+
+    _print_values(plain(stats(_load(name, tokens, blocks, start, part))), as_json)
+
+
+@instances_app.command("validate")
+def instances_validate(
+    path: Annotated[Path, typer.Argument(help="Instance, routing, loads, scenario or device profile file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check a file: schema, hash and every rule of its content."""
+    from wdmoe_opt.instances.catalogue import validate_file
+
+    _print_values(plain(validate_file(path)), as_json)
 
 
 @instances_app.command("export")
@@ -209,12 +248,84 @@ def instances_export(
     output: Annotated[Path, typer.Argument(help="File to write, .npz or .json.")],
     tokens: Tokens = None,
     blocks: Blocks = None,
-    start: Start = 0,
+    start: Start = None,
+    part: Part = None,
 ) -> None:
     """Write an instance to a file that `solve` and other programs can read."""
-    inst = _load(name, tokens, blocks, start)
+    inst = _load(name, tokens, blocks, start, part)
     inst.save(output)
     _console().print(f"wrote {output}: {inst!r}", markup=False, highlight=False)
+
+
+@app.command("capture")
+def capture_command(
+    model: Annotated[str, typer.Argument(help="Hugging Face model name or folder.")],
+    prompts: Annotated[Path, typer.Argument(help="One prompt per line, or JSONL with 'prompt' or 'text'.")],
+    output: Annotated[Path, typer.Argument(help="Routing file to write, .npz.")],
+    gate: Annotated[str, typer.Option(help="top-k, or full for every expert's weight.")] = "top-k",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    model_licence: Annotated[str | None, typer.Option(help="Licence of the model, for the manifest.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 4,
+    max_length: Annotated[int, typer.Option(help="Tokens at which a prompt is cut.")] = 2048,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a mixture-of-experts model on prompts and write its routing (extra `capture`); resumable."""
+    from wdmoe_opt.instances.capture import capture_command as capture
+
+    manifest = capture(
+        model,
+        prompts,
+        output,
+        gate=gate,
+        revision=revision,
+        model_licence=model_licence,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        max_length=max_length,
+        overwrite=overwrite,
+        progress=None,
+    )
+    _print_values(plain(manifest), as_json)
+
+
+@app.command("profile-device")
+def profile_device_command(
+    output: Annotated[Path, typer.Argument(help="Device profile to write, .json.")],
+    width: Annotated[int | None, typer.Option(help="Model width.")] = None,
+    expert_width: Annotated[int | None, typer.Option(help="Width inside the expert.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    tokens: Annotated[list[int] | None, typer.Option(help="Token count to time; repeatable.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    repeats: Annotated[int, typer.Option(help="Most repeats per token count.")] = 50,
+    seconds: Annotated[float, typer.Option(help="Most seconds per token count.")] = 10.0,
+    measurement: Annotated[Path | None, typer.Option(help="Fit this measure.py output instead.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the profile.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time an expert's feed-forward on this machine and write a device profile (needs torch)."""
+    from wdmoe_opt.instances.profiling import profile_command
+
+    chosen: dict[str, Any] = {} if not tokens else {"tokens": tuple(tokens)}
+    profile = profile_command(
+        output,
+        width=width,
+        expert_width=expert_width,
+        precision=precision,
+        device=device,
+        repeats=repeats,
+        seconds=seconds,
+        measurement=measurement,
+        name=name,
+        overwrite=overwrite,
+        progress=None,
+        **chosen,
+    )
+    _print_values(plain(profile), as_json)
 
 
 def main() -> None:
@@ -262,20 +373,33 @@ def _working(what: str) -> Iterator[None]:
         yield
 
 
+def _print_values(values: dict[str, Any], as_json: bool) -> None:
+    """Nested values as JSON, or as a table of dotted keys."""
+    if as_json:
+        _print_json(values)
+        return
+    table = _table("", "")
+    for key, value in _flat(values):
+        table.add_row(key, value)
+    _console().print(table)
+
+
 def _print_json(value: Any) -> None:
     json.dump(value, sys.stdout, indent=1, allow_nan=False, default=str)
     sys.stdout.write("\n")
 
 
-def _load(name: str, tokens: str | None, blocks: int | None, start: int) -> Instance:
-    selection: dict[str, Any] = {}
+def _load(name: str, tokens: str | None, blocks: str | None, start: int | None, part: str | None) -> Instance:
+    given: dict[str, Any] = {"start": start, "part": part, "blocks": blocks}
     if tokens is not None:
-        selection["tokens"] = tokens if tokens == "all" else _whole("tokens", tokens)
-    if blocks is not None:
-        selection["blocks"] = blocks
-    if start:
-        selection["start"] = start
-    return load_instance(name, **selection)
+        given["tokens"] = tokens if tokens == "all" else _whole("tokens", tokens)
+    if blocks is not None and blocks.lstrip("+-").isdigit():
+        given["blocks"] = int(blocks)
+    return load_instance(name, **{key: value for key, value in given.items() if value is not None})
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".npz", ".json", ".toml"))
 
 
 def _default_allocation(inst: Instance, allocation: str) -> str:

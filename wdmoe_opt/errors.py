@@ -37,9 +37,9 @@ class InputError(WdmoeError, ValueError):
 class UnknownNameError(InputError, LookupError):
     """A name (instance, solver, option, key) that does not exist; the message lists near ones."""
 
-    def __init__(self, field: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, field: str, name: object, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = get_close_matches(name, names, n=3, cutoff=0.4) or names
+        near = get_close_matches(str(name), names, n=3, cutoff=0.4) or names
         super().__init__(field, f"unknown name; choose from {', '.join(near)}", value=name)
 
 

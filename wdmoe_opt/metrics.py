@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wdmoe_opt.errors import InputError
-from wdmoe_opt.kernels.link import link_times, rate
+from wdmoe_opt.kernels.link import link_time, link_times
 from wdmoe_opt.kernels.pricing import (
     CROWDED,
     EMPTY,
@@ -141,10 +141,8 @@ class Evaluation:
         b = np.broadcast_to(self.bandwidth, down.shape)
         for i, k in np.argwhere(self.transfers > 0):
             n = self.transfers[i, k]
-            if t.bits_down > 0:
-                down[i, k] = n * np.divide(t.bits_down, rate(b[i, k], t.c_down[i, k]))
-            if t.bits_up > 0:
-                up[i, k] = n * np.divide(t.bits_up, rate(b[i, k], t.c_up[i, k]))
+            down[i, k] = n * link_time(b[i, k], t.bits_down, t.c_down[i, k], 0.0, 0.0)
+            up[i, k] = n * link_time(b[i, k], 0.0, 0.0, t.bits_up, t.c_up[i, k])
         return down, up
 
     @cached_property
@@ -163,17 +161,21 @@ class Evaluation:
         inst = self.problem.instance
         if inst.compute_power is None:
             return np.full(self.transfers.shape, np.nan)
-        busy = self.busy_time - np.where(self.transfers > 0, inst.link_delay, 0.0)
+        # Summed without the link delay, not freed of it later: the delay may be longer by any factor.
+        busy = self._busy(np.zeros_like(inst.link_delay))
         energy: RealArray = freeze(inst.compute_power * busy)
         return energy
 
     @cached_property
     def busy_time(self) -> RealArray:
         """Activation, compute and link delay of each device, s (blocks, devices)."""
+        return self._busy(self.problem.tables.link_delay)
+
+    def _busy(self, link_delay: RealArray) -> RealArray:
         t = self.problem.tables
         busy = np.empty(self.transfers.shape)
         busy_times(
-            self.expert_load, self.transfers, t.expert_device, t.compute, t.activation, t.link_delay, busy
+            self.expert_load, self.transfers, t.expert_device, t.compute, t.activation, link_delay, busy
         )
         frozen: RealArray = freeze(busy)
         return frozen
@@ -283,7 +285,7 @@ def price(problem: Problem, keep: NDArray[np.bool_] | None, bandwidth: RealArray
         token_retention=freeze(retention),
         block_wlr=MappingProxyType(block_wlr),
         violations=tuple(
-            _violations(problem, bandwidth, latency, device_time, block_retention, retention, faults)
+            _violations(problem, keep, bandwidth, latency, device_time, block_retention, retention, faults)
         ),
     )
 
@@ -312,6 +314,7 @@ def unpriced(problem: Problem) -> Evaluation:
 
 def _violations(
     problem: Problem,
+    keep: NDArray[np.bool_] | None,
     bandwidth: RealArray | None,
     latency: float,
     device_time: RealArray,
@@ -320,13 +323,17 @@ def _violations(
     faults: IntArray,
 ) -> Iterator[Violation]:
     """Every broken constraint family, selection first."""
-    names = {EMPTY: "experts per token", STRAY: "keep outside candidates", CROWDED: "max_experts"}
-    limits = {EMPTY: 1.0, STRAY: 0.0, CROWDED: float(problem.expert_cap)}
-    for kind, name in names.items():
+    faulty = {EMPTY: ("experts per token", 0.0, 1.0), STRAY: ("keep outside candidates", 1.0, 0.0)}
+    for kind, (name, value, limit) in faulty.items():
         if faults[kind, 0]:
             index = (int(faults[kind, 1]), int(faults[kind, 2]))
-            value = {EMPTY: 0.0, STRAY: 1.0, CROWDED: limits[CROWDED] + 1}[kind]
-            yield Violation(name, index, value, limits[kind], int(faults[kind, 0]))
+            yield Violation(name, index, value, limit, int(faults[kind, 0]))
+    if keep is not None and faults[CROWDED, 0]:
+        used = (keep & (problem.tables.ids >= 0)).sum(axis=2)
+        worst = np.unravel_index(int(used.argmax()), used.shape)
+        index = (int(worst[0]), int(worst[1]))
+        cap = float(problem.expert_cap)
+        yield Violation("max_experts", index, float(used[worst]), cap, int(faults[CROWDED, 0]))
     if problem.selectable:
         yield from _below("min_retention", block_retention, np.asarray(problem.min_retention))
         floor = np.asarray(problem.min_token_retention)
@@ -335,9 +342,9 @@ def _violations(
     yield from _unserved(device_time)
     if bandwidth is not None:
         yield from _bandwidth_violations(problem, bandwidth)
-    cap = problem.max_latency
-    if cap is not None and not latency <= cap * (1 + FEASIBILITY_TOLERANCE):
-        yield Violation("max_latency", (), latency, float(cap))
+    deadline = problem.max_latency
+    if deadline is not None and not latency <= deadline * (1 + FEASIBILITY_TOLERANCE):
+        yield Violation("max_latency", (), latency, float(deadline))
 
 
 def _unserved(device_time: RealArray) -> Iterator[Violation]:

@@ -144,8 +144,9 @@ def _root(
             below = deadline
         else:
             above = deadline
-        if abs(need - total) <= 1e-12 * total or (slope >= 0.0 and need < total):
+        if abs(need - total) <= 1e-12 * total:
             break
+        # A flat demand (every share at a limit, or none affordable) leaves nothing but bisection.
         if slope < 0.0 and need < inf:
             deadline += need * (need / total - 1.0) / -slope
         if not below < deadline < above:
@@ -174,23 +175,34 @@ def _fit_budget(sent: np.ndarray, low: np.ndarray, high: np.ndarray, total: floa
     """Scale the shares that are off their lower limits so that the sum meets ``total`` or all caps.
 
     Scaling a share by 1 - e slows its device by at most the factor 1 / (1 - e), so rounding left by
-    the root costs no more than itself; handing out a remainder can only help.
+    the root costs no more than itself; handing out a remainder can only help. Shares at their lower
+    limits grow only if no other can.
     """
-    for _ in range(out.size + 1):
-        fixed = 0.0
+    for _ in range(2 * out.size + 2):
+        used = 0.0
         moving = 0.0
+        resting = 0.0
         for k in range(out.size):
-            if sent[k] <= 0.0 or out[k] <= low[k] or out[k] >= high[k]:
-                fixed += out[k]
-            else:
-                moving += out[k]
-        if moving <= 0.0:
+            used += out[k]
+            if sent[k] > 0.0 and out[k] < high[k]:
+                if out[k] > low[k]:
+                    moving += out[k]
+                else:
+                    resting += out[k]
+        if used > total:
+            moving = 0.0
+            for k in range(out.size):
+                if sent[k] > 0.0 and out[k] > low[k]:
+                    moving += out[k]
+            resting = 0.0
+        everyone = moving <= 0.0
+        if everyone:
+            moving = resting
+        if moving <= 0.0 or abs(total - used) <= 1e-15 * moving:
             return
-        scale = (total - fixed) / moving
-        if abs(scale - 1.0) <= 1e-15:
-            return
+        scale = (total - (used - moving)) / moving
         for k in range(out.size):
-            if sent[k] > 0.0 and low[k] < out[k] < high[k]:
+            if sent[k] > 0.0 and (everyone or out[k] > low[k]):
                 out[k] = min(max(out[k] * scale, low[k]), high[k])
 
 
@@ -210,39 +222,40 @@ def _priced(
 ) -> tuple[float, float]:
     """Latency at ``out`` and the relative gap to the Lagrangian bound there.
 
-    Multipliers lambda_k in proportion to 1 / |t_k'| make all free slopes equal. Where limits rule, the
-    best any one device can do with all that they leave it is a bound too.
+    Multipliers lambda_k in proportion to 1 / |t_k'| make all slopes equal, over the slowest devices or
+    over those off their lower limits: either is a bound. Where limits rule, so is the best that any one
+    device could do with all they leave it.
     """
     best = latency
     alone = latency
-    weight = 0.0
-    mean = 0.0
-    shares = 0.0
-    reserved = 0.0
     spare = total
     for k in range(out.size):
         spare -= low[k]
+    times = np.empty(out.size)
+    falls = np.empty(out.size)
     for k in range(out.size):
         if sent[k] <= 0.0:
-            reserved += out[k]
             continue
         e, fall = excess(out[k], bits_down, c_down[k], bits_up, c_up[k])
-        time = floors[k] + sent[k] * e
-        best = max(best, time)
+        times[k] = floors[k] + sent[k] * e
+        falls[k] = sent[k] * fall / out[k]
+        best = max(best, times[k])
         more = max(min(high[k], low[k] + max(spare, 0.0)) - out[k], 0.0)
-        alone = max(alone, time - sent[k] * fall * more / out[k])
-        if out[k] > low[k]:
-            multiplier = out[k] / (sent[k] * fall)
-            weight += multiplier
-            mean += multiplier * time
-            shares += out[k]
-        else:
-            reserved += out[k]
+        alone = max(alone, times[k] - falls[k] * more)
     if best <= 0.0:
         return best, 0.0
     bound = alone
-    if weight > 0.0:
-        bound = max(bound, (mean - max(total - reserved - shares, 0.0)) / weight)
+    for chosen in range(2):
+        weight = 0.0
+        mean = 0.0
+        room = max(spare, 0.0)  # what the chosen devices could gain together
+        for k in range(out.size):
+            if sent[k] > 0.0 and (out[k] > low[k] if chosen else times[k] > best * (1.0 - 1e-7)):
+                weight += 1.0 / falls[k]
+                mean += times[k] / falls[k]
+                room -= out[k] - low[k]
+        if weight > 0.0:
+            bound = max(bound, (mean - max(room, 0.0)) / weight)
     return best, max(best - bound, 0.0) / best
 
 

@@ -137,7 +137,8 @@ def price_tokens(
                 k = expert_device[e]
                 count += 1
                 kept += w
-                ratio += w * token_rate[i, e]
+                if w > 0.0:  # an expert that takes no time has an infinite rate
+                    ratio += w * token_rate[i, e]
                 kept_weight[i, k] += w
                 expert_load[i, e] += 1
                 if not by_device:
@@ -182,7 +183,7 @@ def block_ratios(
                 total += kept_weight[i, k]
                 ratio += kept_weight[i, k] / device_time[i, k]
         per_device[i] = ratio
-        per_block[i] = total / latency[i] if latency[i] > 0.0 else 0.0
+        per_block[i] = total / latency[i] if total > 0.0 else 0.0
 
 
 @compiled

@@ -230,7 +230,7 @@ def _search(
             np.take_along_axis(trial, lightest[:, :, None], 2) & ~drop[:, :, None],
             2,
         )
-        value = ratio(trial, rows) / reference
+        value = _relative(ratio(trial, rows), reference)
         steps.append({"theta": theta, "ratio": value, "dropped": int(drop.sum()), "kept": False})
         if value > chosen_ratio or algorithm.trial == "last" or value > algorithm.gamma:
             chosen, chosen_ratio, chosen_step = trial, value, number
@@ -239,6 +239,13 @@ def _search(
     if chosen_step >= 0:
         steps[chosen_step]["kept"] = True
     return chosen, steps
+
+
+def _relative(value: float, reference: float) -> float:
+    """Ratio of two WLRs, either of which is 0 where a device has no rate and infinite where it needs no time."""
+    if value == reference:
+        return 1.0
+    return value / reference if reference > 0.0 else float("inf")
 
 
 def _cosines(
@@ -254,19 +261,30 @@ def _cosines(
         waiting = device_time[:, t.expert_device]
         # An expert whose device waits for nobody still takes its own token's time.
         token_time = np.where(waiting > 0, waiting, token_time)
+    reachable = t.reachable[:, t.expert_device]
+    if algorithm.vector == "all":
+        token_time = _finite_direction(np.where(reachable, token_time, 0.0))
     rows = np.arange(start.shape[0])[:, None, None]
     times = np.where(start, token_time[rows, np.maximum(t.ids, 0)], 0.0)
     weights = np.where(start, t.weights, 0.0)
     if algorithm.vector == "all":
-        reachable = t.reachable[:, t.expert_device]
-        time_norm = np.sqrt((np.where(reachable, token_time, 0.0) ** 2).sum(axis=1))[:, None]
+        time_norm = np.sqrt((token_time**2).sum(axis=1))[:, None]
     else:
+        times = _finite_direction(times)
         time_norm = np.sqrt((times**2).sum(axis=2))
     norm = np.sqrt((weights**2).sum(axis=2)) * time_norm
     dot = (weights * times).sum(axis=2)
     # Zero norms: a token with no weight or no latency left to speak of is treated as aligned.
-    cosine: RealArray = np.divide(dot, norm, out=np.ones_like(dot), where=norm > 0)
-    return cosine
+    cosine = np.divide(dot, norm, out=np.ones_like(dot), where=norm > 0)
+    # Rounding must not lift a token above theta = 1.
+    aligned: RealArray = np.minimum(cosine, 1.0)
+    return aligned
+
+
+def _finite_direction(times: RealArray) -> RealArray:
+    """Latency vectors along the last axis; one with infinite entries becomes the limit of its direction."""
+    endless = np.isinf(times)
+    return np.where(endless.any(axis=-1, keepdims=True), endless.astype(np.float64), times)
 
 
 def _lightest(problem: Problem, start: NDArray[np.bool_], algorithm: Algorithm1) -> NDArray[np.intp]:
