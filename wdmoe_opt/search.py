@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,14 @@ from wdmoe_opt.kernels.moves import (
     PER_TOKEN,
     propose_adds,
     propose_moves,
+    take_selection,
     undo_moves,
     weight_sums,
 )
-from wdmoe_opt.kernels.pricing import busy_times, count_loads, device_times
+from wdmoe_opt.kernels.pricing import busy_times, device_times
 from wdmoe_opt.kernels.ratio_bandwidth import ratio_bandwidth
 from wdmoe_opt.kernels.shared_bandwidth import shared_bandwidth
+from wdmoe_opt.kernels.transport import least_deadline
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
 from wdmoe_opt.validation import RealArray
 
@@ -79,25 +82,32 @@ class Search:
         #: Keep the bandwidth as it is while pricing.
         self.hold = False
         self.bandwidth: RealArray | None = None
+        # Pairs in order of weight, for the selection last begun from: along a descent pairs only leave.
+        self._begun: NDArray[np.bool_] | None = None
+        self._pairs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._all_pairs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self.start(keep)
 
     def start(self, keep: NDArray[np.bool_]) -> None:
         """Begin anew from a selection; a held bandwidth stays."""
         t = self.problem.tables
         self.keep = keep.copy()
-        self.count = self.keep.sum(axis=2)
-        self.kept = np.where(self.keep, self.share, 0.0).sum(axis=2)
-        blocks = self.keep.shape[0]
+        blocks, tokens = keep.shape[:2]
+        self.count, self.kept = np.empty((blocks, tokens), dtype=np.int64), np.empty((blocks, tokens))
         self.load = np.empty((blocks, t.expert_device.size), dtype=np.int64)
         self.sent = np.empty((blocks, t.low.size))
-        count_loads(self.ids, self.keep, t.expert_device, t.by_device, self.load, self.sent)
+        take_selection(
+            self.ids, self.share, self.keep, t.expert_device, t.by_device, self.count, self.kept, self.load,
+            self.sent,
+        )  # fmt: skip
         self.busy, self.device_time = np.empty_like(self.sent), np.empty_like(self.sent)
         self.multipliers, self.link_time = np.empty_like(self.sent), np.empty_like(self.sent)
         self.block_latency = np.empty(blocks)
         self.moved = np.empty((*self.count.shape, 2), dtype=np.int64)
         self.frozen = np.zeros(self.count.shape, dtype=np.bool_)
         self.banned = np.zeros(self.load.shape, dtype=np.bool_)
-        self._pairs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        if keep is not self._begun:
+            self._begun, self._pairs = keep, {}
         self.value = self.price()
 
     # ------------------------------------------------------------------ pricing
@@ -179,7 +189,16 @@ class Search:
             terms = (numerator, constant, np.ones(shape))
         parts = tuple(np.ascontiguousarray(term) for term in terms)
         ratio_bandwidth(
-            *parts, (self.sent[group] > 0).any(axis=0), t.bits_down, self.c_down[group], t.bits_up, self.c_up[group], t.low, t.high, t.total, out
+            *parts,
+            (self.sent[group] > 0).any(axis=0),
+            t.bits_down,
+            self.c_down[group],
+            t.bits_up,
+            self.c_up[group],
+            t.low,
+            t.high,
+            t.total,
+            out,
         )
 
     def _weights(self) -> tuple[RealArray, RealArray]:
@@ -224,7 +243,9 @@ class Search:
 
     # ------------------------------------------------------------------ moves
 
-    def descend(self, batches: int, trace: list[dict[str, Any]] | None = None) -> None:
+    def descend(
+        self, batches: int, trace: list[dict[str, Any]] | None = None, *, patience: int = PATIENCE
+    ) -> None:
         """Apply batches of the best moves while they improve the objective and the floors allow.
 
         Parameters
@@ -233,11 +254,13 @@ class Search:
             Into how many batches the retention that may be spent is cut; prices are exact between them.
         trace : list, optional
             Receives one record per accepted batch.
+        patience : int
+            Batches without progress that end the descent.
         """
         tokens = self.kept.shape[1]
         slices = np.maximum(self.kept.sum(axis=1) - self.block_floor * tokens, 0.0) / batches
         reach, failures = 1.0, 0
-        while failures < PATIENCE:
+        while failures < patience:
             number = self._propose(slices, reach)
             if number == 0:
                 return
@@ -261,14 +284,55 @@ class Search:
     def shed(self, parts: int, trace: list[dict[str, Any]] | None = None) -> None:
         """Walk down the bottleneck path at the present bandwidth, spending 1/parts of what the floors leave.
 
-        Exact for one expert per device without activation and drop only (fact 9), up to tokens that
-        are down to their last expert. For objective "latency".
+        Where the problem is a transportation problem (fact 9), the end of the whole path (parts = 1)
+        is checked against the next deadline and, if that can be met, replaced by the exact optimum.
+        For objective "latency".
         """
         blocks = range(self.kept.shape[0])
-        list((self.pool.map if self.pool else map)(lambda i: self._shed_block(i, parts), blocks))
+
+        def work(i: int) -> None:
+            self._shed_block(i, parts)
+            if parts == 1 and self.transport:
+                self._settle(i)
+
+        list((self.pool.map if self.pool else map)(work, blocks))
         self.value = self.price()
         if trace is not None:
             trace.append(self.record(0))
+
+    @cached_property
+    def transport(self) -> bool:
+        """Whether selection at a given bandwidth is a transportation problem, solved exactly."""
+        p, t = self.problem, self.problem.tables
+        hosts, devices = t.expert_device, t.low.size
+        hosted = np.bincount(hosts, minlength=devices)
+        alike = all(np.ptp(t.compute[hosts == k]) == 0 for k in range(devices) if hosted[k])
+        free = p.expert_cap >= p.candidate_columns and not self.token_floor.any()
+        return bool(not t.by_device and alike and free and (hosted.max() <= 1 or not t.activation.any()))
+
+    def _settle(self, i: int) -> None:
+        """Replace the selection of block i by the exact one, if the bottleneck path missed it."""
+        t = self.problem.tables
+        hosts, devices = t.expert_device, t.low.size
+        fixed, unit = t.link_delay.copy(), self.link_time[i].copy()
+        fixed[hosts] += t.activation
+        unit += np.bincount(hosts, t.compute, devices) / np.maximum(np.bincount(hosts, minlength=devices), 1)
+        if i not in self._all_pairs:
+            self._all_pairs[i] = sort_pairs(self.ids[i], self.share[i], self.allowed[i], hosts, devices)
+        times = np.where(self.sent[i] > 0, fixed + self.sent[i] * unit, 0.0)
+        best = np.empty_like(self.keep[i])
+        needed = self.block_floor[i] * self.kept.shape[1] - FLOOR_SLACK * self.kept.shape[1]
+        if least_deadline(
+            self.ids[i], self.share[i], self.allowed[i], hosts, fixed, unit, *self._all_pairs[i], needed,
+            float(times.max()), best,
+        ):  # fmt: skip
+            self.keep[i] = best
+            take_selection(
+                self.ids[i : i + 1], self.share[i : i + 1], self.keep[i : i + 1], hosts, t.by_device,
+                self.count[i : i + 1], self.kept[i : i + 1], self.load[i : i + 1], self.sent[i : i + 1],
+            )  # fmt: skip
+            self._pairs.pop(i, None)
+            self._begun = None
 
     def _shed_block(self, i: int, parts: int) -> None:
         t = self.problem.tables
@@ -276,7 +340,7 @@ class Search:
         budget = self.kept[i].sum() - self.block_floor[i] * tokens + FLOOR_SLACK * tokens
         if budget <= 0.0:
             return
-        if i not in self._pairs:  # sorted once: along the path pairs only leave
+        if i not in self._pairs:
             self._pairs[i] = sort_pairs(self.ids[i], self.share[i], self.keep[i], t.expert_device, t.low.size)
         shed_bottleneck(
             self.ids[i], self.share[i], self.keep[i], self.count[i], self.kept[i], t.expert_device,
@@ -293,13 +357,15 @@ class Search:
             t.activation, self.link_time, self.multipliers, self.load, self.sent, t.by_device,
             self.problem.expert_cap, amount, self.moved,
         )  # fmt: skip
-        self._pairs.clear()
+        self._begun, self._pairs = None, {}
         self.value = self.price()
         return number
 
     def polish(self, expired: Callable[[], bool] = lambda: False) -> None:
         """Trade cheap weight for dear weight, in ever finer amounts, while that improves the objective."""
-        self.descend(4)
+        if self.problem.objective == "latency" and not self.together():
+            self.shed(1)
+        self.descend(4, patience=2)
         amount = WIDEST_TRADE
         while amount >= FINEST_TRADE and not expired():
             before, best = self.value, self.keep.copy()
@@ -307,10 +373,10 @@ class Search:
             if self.grow(amount) > 0:
                 if self.problem.objective == "latency" and not self.together():
                     self.shed(1)
-                self.descend(4)
+                self.descend(4, patience=2)
             if not self.value < before - PROGRESS * abs(before):
                 self.start(best)
-                amount *= 0.5
+                amount *= 0.25
 
     def together(self) -> bool:
         """Whether bandwidth makes all loaded devices of a block finish together, so that all have prices."""

@@ -13,6 +13,7 @@ from math import inf, log
 import numpy as np
 
 from wdmoe_opt.kernels.compiled import compiled
+from wdmoe_opt.kernels.pricing import count_loads
 
 #: Slack on retention floors inside searches, well below the feasibility tolerance.
 FLOOR_SLACK = 1e-12
@@ -236,6 +237,32 @@ def _device_ratio_gain(
     if weight > 1e-12 and time > 0.0:
         after += weight / time
     return after - before
+
+
+@compiled
+def take_selection(
+    ids: np.ndarray,
+    share: np.ndarray,
+    keep: np.ndarray,
+    hosts: np.ndarray,
+    by_device: bool,
+    count: np.ndarray,
+    kept: np.ndarray,
+    load: np.ndarray,
+    sent: np.ndarray,
+) -> None:
+    """Fill experts and share kept per token (blocks, tokens), and the loads, of a selection."""
+    count_loads(ids, keep, hosts, by_device, load, sent)
+    for i in range(ids.shape[0]):
+        for j in range(ids.shape[1]):
+            number = 0
+            total = 0.0
+            for c in range(ids.shape[2]):
+                if keep[i, j, c]:
+                    number += 1
+                    total += share[i, j, c]
+            count[i, j] = number
+            kept[i, j] = total
 
 
 @compiled

@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 from wdmoe_opt.floors import repair_floors
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point, Termination
-from wdmoe_opt.search import PROGRESS, Search, search_groups, start_selection
+from wdmoe_opt.search import Search, search_groups, start_selection
 from wdmoe_opt.solvers.deadline import Deadline
 from wdmoe_opt.solvers.topk import equal_bandwidth
 from wdmoe_opt.solvers.wdmoe import Algorithm1, select
 from wdmoe_opt.validation import whole
+
+
+#: A round that improves by less than this part is the last from its start.
+ROUND_PROGRESS = 1e-4
 
 
 def alternating(problem: Problem, control: Control, rounds: int = 10, polish: bool = True) -> Point:
@@ -57,7 +61,7 @@ def alternating(problem: Problem, control: Control, rounds: int = 10, polish: bo
         run.from_selection(paper[search.rows])
         search.hold = False
         search.start(plain[search.rows])
-        search.descend(4)
+        search.descend(4, patience=2)
         run.accept("greedy")
         search.start(run.best)
         if polish:
@@ -108,7 +112,7 @@ class _Alternation:
             search.hold = False
             search.value = search.price()
             self.accept("round")
-            if not search.value < value - PROGRESS * abs(search.value) or self.deadline.left == 0.0:
+            if not search.value < value - ROUND_PROGRESS * abs(search.value) or self.deadline.left == 0.0:
                 return
             value = search.value
             bandwidth = search.bandwidth
