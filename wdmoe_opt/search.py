@@ -45,7 +45,7 @@ PATIENCE = 6
 #: Rounds of reweighting for the per-block ratio under shared bandwidth.
 REWEIGHTINGS = 3
 #: First and last amount of retention that `Search.polish` trades.
-WIDEST_TRADE, FINEST_TRADE = 0.02, 0.001
+WIDEST_TRADE, FINEST_TRADE = 0.02, 0.002
 
 _READINGS = {"wlr-token": PER_TOKEN, "wlr-device": PER_DEVICE}
 
@@ -376,7 +376,7 @@ class Search:
                 self.descend(4, patience=2)
             if not self.value < before - PROGRESS * abs(before):
                 self.start(best)
-                amount *= 0.25
+                amount *= 0.2
 
     def together(self) -> bool:
         """Whether bandwidth makes all loaded devices of a block finish together, so that all have prices."""
