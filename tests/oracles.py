@@ -134,9 +134,7 @@ def price(arrays: dict[str, Any], keep: Any, bandwidth: Any, *, dispatch: str = 
         out.token_retention.append(retention)
         out.block_retention.append(sum(retention) / len(retention))
         out.wlr["wlr-token"].append(sum(token_ratios) / len(token_ratios))
-        out.wlr["wlr-device"].append(
-            sum(w / t for w, t in zip(kept_weight, times, strict=True) if w > 0)
-        )
+        out.wlr["wlr-device"].append(sum(w / t for w, t in zip(kept_weight, times, strict=True) if w > 0))
         out.wlr["wlr-block"].append(sum(kept_weight) / latency if sum(kept_weight) > 0 else 0.0)
     out.latency = sum(out.block_latency)
     out.retention = sum(out.block_retention) / f.blocks

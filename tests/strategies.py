@@ -173,9 +173,7 @@ def measured_arrays(shape: Shape, seed: int) -> dict[str, Any]:
 
 def random_shape(rng: np.random.Generator, **fixed: Any) -> Shape:
     """Draw a shape with every flag on half of the time."""
-    flags = {
-        name: bool(rng.random() < 0.5) for name, kind in Shape.__annotations__.items() if kind == "bool"
-    }
+    flags = {name: bool(rng.random() < 0.5) for name, kind in Shape.__annotations__.items() if kind == "bool"}
     sizes = {
         "blocks": int(rng.integers(1, 4)),
         "tokens": int(rng.integers(1, 9)),

@@ -202,9 +202,7 @@ def test_selection_violations(
         ([1e6, 1e6, 0.0], {}, ("device_time", (1, 2), math.inf, math.inf, 1)),
     ],
 )
-def test_bandwidth_violations(
-    bandwidth: list[float], fields: dict[str, Any], want: tuple[Any, ...]
-) -> None:
+def test_bandwidth_violations(bandwidth: list[float], fields: dict[str, Any], want: tuple[Any, ...]) -> None:
     """Each bandwidth rule, broken alone, is reported once with place, value, limit and count."""
     (found,) = violations(small(**fields), TOP_2, bandwidth)
     assert found == (*want[:2], pytest.approx(want[2]), *want[3:])
@@ -213,7 +211,9 @@ def test_bandwidth_violations(
 def test_negative_bandwidth_is_reported() -> None:
     """A negative share is a violation of its own, and its device never answers."""
     found = violations(small(), TOP_2, [1e6, -2e6, 1e6])
-    assert [v[0] for v in found] == ["device_time", "bandwidth", "bandwidth_min"] or [v[0] for v in found] == [
+    assert [v[0] for v in found] == ["device_time", "bandwidth", "bandwidth_min"] or [
+        v[0] for v in found
+    ] == [
         "device_time",
         "bandwidth",
     ]

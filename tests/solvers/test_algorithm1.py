@@ -37,7 +37,9 @@ def compare(a: float, b: float) -> int:
 class SlowAlgorithm1:
     """The threshold search of the papers, one step after the other, on nested lists."""
 
-    def __init__(self, arrays: dict[str, Any], bandwidth: Any, dispatch: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self, arrays: dict[str, Any], bandwidth: Any, dispatch: str, options: dict[str, Any]
+    ) -> None:
         self.arrays, self.bandwidth, self.dispatch = arrays, bandwidth, dispatch
         self.f = facts(arrays)
         self.o = {**DEFAULTS, **options}
@@ -224,7 +226,9 @@ CHOICES = {
 
 def test_every_combination_of_choices_matches_the_slow_version() -> None:
     """All 768 combinations of the named choices on one instance with ties, activation and shared devices."""
-    shape = Shape(blocks=2, tokens=12, devices=3, per_device=2, top_k=3, columns=3, ties=True, activation=True)
+    shape = Shape(
+        blocks=2, tokens=12, devices=3, per_device=2, top_k=3, columns=3, ties=True, activation=True
+    )
     arrays = random_arrays(shape, 77)
     seen = set()
     ties = 0
@@ -287,7 +291,7 @@ def test_worked_cosines(weights: list[float], times: list[float], cosine: float)
 
 
 def test_slow_light_expert_is_dropped() -> None:
-    """w = (0.9, 0.1), t = (1, 5): S = 0.30 lies below alpha, and the mean ratio rises from 0.46 to 0.90."""
+    """W = (0.9, 0.1), t = (1, 5): S = 0.30 lies below alpha, and the mean ratio rises from 0.46 to 0.90."""
     solution = solve(one_token([0.9, 0.1], [1.0, 5.0]), allocation="fixed")
     assert solution.keep.tolist() == [[[True, False]]]
     assert solution.wlr["wlr-token"] == pytest.approx(0.9)
@@ -296,7 +300,7 @@ def test_slow_light_expert_is_dropped() -> None:
 
 
 def test_best_trial_beats_the_last_one_where_the_rule_hurts() -> None:
-    """w = (0.55, 0.45), t = (5, 1): dropping takes the ratio from 0.28 to 0.11, so plain top-k is kept."""
+    """W = (0.55, 0.45), t = (5, 1): dropping takes the ratio from 0.28 to 0.11, so plain top-k is kept."""
     arrays = one_token([0.55, 0.45], [5.0, 1.0])
     best, last = (solve(arrays, allocation="fixed", trial=t) for t in ("best", "last"))
     assert best.keep.tolist() == [[[True, True]]]
@@ -403,9 +407,7 @@ def test_fixed_bandwidth_with_a_starved_device_is_priced() -> None:
     """No bandwidth for a device that top-k uses: infinite latency is reported, nothing is raised."""
     arrays = random_arrays(Shape(tokens=8, devices=3), 9)
     shares = np.array([0.0, 0.5, 0.5]) * arrays["total_bandwidth"]
-    for reading, vector, waiting in product(
-        wo.WLR_READINGS, CHOICES["vector"], CHOICES["cosine_latency"]
-    ):
+    for reading, vector, waiting in product(wo.WLR_READINGS, CHOICES["vector"], CHOICES["cosine_latency"]):
         solution = solve(
             arrays, "wdmoe", allocation="fixed", bandwidth=shares, reading=reading, vector=vector,
             cosine_latency=waiting,
