@@ -17,57 +17,52 @@ The full gate is known where m equals the number of experts. Equal content gives
 
 from __future__ import annotations
 
-import hashlib
-import json
-import lzma
-import os
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from numpy.lib import format as npy
 
-from wdmoe_opt.errors import InputError, InstanceFileError
-from wdmoe_opt.validation import freeze, int_array, refuse_where, require_shape, whole
+from wdmoe_opt.archive import (
+    DEFLATED,
+    SIZE_LIMIT,
+    ArchiveError,
+    ArrayRule,
+    Layout,
+    Stream,
+    json_copy,
+    read_archive,
+    write_archive,
+)
+from wdmoe_opt.errors import InputError
+from wdmoe_opt.validation import IntArray, freeze, int_array, refuse_where, require_shape, whole
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
-ARRAYS = ("expert_ids", "gate_weights", "position", "sequence")
+LAYOUT = Layout(
+    "routing",
+    1,
+    {
+        "expert_ids": ArrayRule(("|u1", "<u2"), (3,)),
+        "gate_weights": ArrayRule(("<f4",), (3,)),
+        "position": ArrayRule(("<i4",), (1,)),
+        "sequence": ArrayRule(("<i4",), (1,)),
+    },
+)
+ARRAYS = tuple(LAYOUT.arrays)
 #: What a writer must say about the source; None where something is not known.
 SOURCE_KEYS = (
     "model", "revision", "model_licence", "weights_meaning", "prompts", "prompt_hash", "capture",
 )  # fmt: skip
 #: What is derived from the arrays and filled in here.
 DERIVED_KEYS = ("schema_version", "kind", "tokens", "blocks", "experts", "top_k", "content_hash")
-SIZE_LIMIT = 4 * 1024**3
-MANIFEST_LIMIT = 16 * 1024**2
 MAX_EXPERTS = 65_536
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
-_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 
-
-class RoutingFileError(InstanceFileError):
-    """A routing file cannot be read, or breaks a rule of the format.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-    rule : str
-        What is wrong, in words.
-    """
-
-    def __init__(self, path: str | Path, rule: str) -> None:
-        self.path, self.rule = Path(path), rule
-        super().__init__(f"{path}: {rule}")
+#: A routing file cannot be read, or breaks a rule of the format.
+RoutingFileError = ArchiveError
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +99,7 @@ class RoutingFile:
     position: NDArray[np.int32]
     manifest: Mapping[str, Any]
 
-    KIND: ClassVar[str] = "routing"
+    KIND: ClassVar[str] = LAYOUT.kind
 
     def __post_init__(self) -> None:
         experts = whole("experts", self.experts, 1, MAX_EXPERTS, f"must be 1 to {MAX_EXPERTS}")
@@ -124,7 +119,7 @@ class RoutingFile:
         self._put("gate_weights", freeze(np.ascontiguousarray(weights)))
         for name in ("sequence", "position"):
             self._put(name, freeze(_token_labels(name, getattr(self, name), ids.shape[1])))
-        self._put("manifest", MappingProxyType(_checked_manifest(self.manifest)))
+        self._put("manifest", MappingProxyType(checked_source(self.manifest)))
 
     def _put(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -149,7 +144,7 @@ class RoutingFile:
         """Whether the gate weight of every expert is stored."""
         return self.columns == self.experts
 
-    def save(self, path: str | Path, *, compression: int = zipfile.ZIP_DEFLATED) -> str:
+    def save(self, path: str | Path, *, compression: int = DEFLATED) -> str:
         """Write the file and return its content hash; an older file is replaced only when all is written."""
         written = write_routing(
             path,
@@ -180,16 +175,7 @@ class RoutingFile:
         RoutingFileError
             If the file cannot be read, is too large, breaks the format or does not match its hash.
         """
-        try:
-            with zipfile.ZipFile(path) as archive:
-                _check_members(path, archive, limit)
-                manifest = _read_manifest(path, archive)
-                arrays = {name: _read_array(path, archive, name) for name in ARRAYS}
-        except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
-            raise RoutingFileError(path, f"cannot be read as a routing file ({error})") from None
-        stored = manifest.get("content_hash")
-        if stored != _hash_arrays(arrays, manifest):
-            raise RoutingFileError(path, f"content does not match its content_hash {stored!r}")
+        arrays, manifest = read_archive(path, LAYOUT, limit=limit)
         return cls._from_members(path, arrays, manifest)
 
     @classmethod
@@ -241,6 +227,12 @@ def rank_candidates(
     return np.take_along_axis(ids, order, axis=-1), np.take_along_axis(weights, order, axis=-1)
 
 
+def expert_counts(ids: NDArray[Any], experts: int) -> IntArray:
+    """Tokens of each expert, (blocks, experts), from ids (blocks, tokens, top_k); -1 counts for none."""
+    counts = [np.bincount(block[block >= 0], minlength=experts) for block in ids]
+    return np.array(counts, dtype=np.int64)
+
+
 def check_routing(ids: NDArray[Any], weights: NDArray[np.float32], experts: int, top_k: int) -> None:
     """Check the rules of ``expert_ids`` and ``gate_weights``, both (blocks, tokens, m).
 
@@ -279,7 +271,7 @@ def write_routing(
     sequence: NDArray[Any],
     position: NDArray[Any],
     manifest: Mapping[str, Any],
-    compression: int = zipfile.ZIP_DEFLATED,
+    compression: int = DEFLATED,
 ) -> dict[str, Any]:
     """Stream a routing file to disk; whoever calls has checked the arrays (see `check_routing`).
 
@@ -295,38 +287,23 @@ def write_routing(
     manifest : mapping
         See `RoutingFile`.
     compression : int
-        ``zipfile.ZIP_DEFLATED``, or ``ZIP_LZMA`` for a fifth less at ten times the effort.
+        `archive.DEFLATED`, or `archive.LZMA` for a fifth less at ten times the effort.
 
     Returns
     -------
     dict
         The manifest as written.
     """
-    full = {
-        **_checked_manifest(manifest),
-        "schema_version": SCHEMA_VERSION, "kind": RoutingFile.KIND, "experts": int(experts),
-        "blocks": int(shape[0]), "tokens": int(shape[1]), "top_k": int(top_k),
-    }  # fmt: skip
-    labels = (shape[1],)
-    members: dict[str, tuple[np.dtype[Any], tuple[int, ...], Iterable[NDArray[Any]]]] = {
-        "expert_ids": (id_dtype(experts), shape, expert_ids),
-        "gate_weights": (np.dtype("<f4"), shape, gate_weights),
-        "position": (np.dtype("<i4"), labels, (position,)),
-        "sequence": (np.dtype("<i4"), labels, (sequence,)),
+    sizes = {"experts": experts, "blocks": shape[0], "tokens": shape[1], "top_k": top_k}
+    full = {**checked_source(manifest), **{key: int(size) for key, size in sizes.items()}}
+    labels, integer = (shape[1],), np.dtype("<i4")
+    streams = {
+        "expert_ids": Stream(id_dtype(experts).newbyteorder("<"), shape, expert_ids),
+        "gate_weights": Stream(np.dtype("<f4"), shape, gate_weights),
+        "position": Stream(integer, labels, (position,)),
+        "sequence": Stream(integer, labels, (sequence,)),
     }
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            digest = hashlib.sha256()
-            for name in ARRAYS:
-                _write_array(archive, name, compression, *members[name], digest)
-            full["content_hash"] = _finish_hash(digest, full)
-            archive.writestr(_member(MANIFEST), _dump(full, indent=2))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return full
+    return write_archive(path, LAYOUT, streams, full, compression=compression)
 
 
 def _token_labels(name: str, value: ArrayLike, tokens: int) -> NDArray[np.int32]:
@@ -337,128 +314,17 @@ def _token_labels(name: str, value: ArrayLike, tokens: int) -> NDArray[np.int32]
     return labels.astype(np.int32)
 
 
-def _checked_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a deep copy of a manifest as JSON sees it, if it names its source."""
+def checked_source(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a deep copy of a manifest as JSON sees it, if it names its source.
+
+    Raises
+    ------
+    InputError
+        If a key of `SOURCE_KEYS` is missing, or a value is not JSON.
+    """
     if not isinstance(manifest, Mapping):
         raise InputError("manifest", "must be a mapping", value=manifest)
     for key in SOURCE_KEYS:
         if key not in manifest:
             raise InputError("manifest", f"has no {key!r} (None where it is not known)")
-    try:
-        copy: dict[str, Any] = json.loads(_dump(manifest))
-    except (TypeError, ValueError) as error:
-        raise InputError("manifest", f"must hold JSON values only ({error})") from None
-    return copy
-
-
-def _dump(value: Mapping[str, Any], indent: int | None = None) -> str:
-    return json.dumps(dict(value), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)
-
-
-def _member(name: str, compression: int = zipfile.ZIP_DEFLATED) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name, _TIMESTAMP)
-    info.compress_type = compression
-    info.create_system = 3
-    info.external_attr = 0o644 << 16
-    return info
-
-
-def _hash_header(digest: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    digest.update(f"{name} {npy.dtype_to_descr(dtype)} {tuple(map(int, shape))}\n".encode())
-
-
-def _finish_hash(digest: Any, manifest: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in manifest.items() if key != "content_hash"}
-    digest.update(_dump(rest).encode())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _hash_arrays(arrays: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for name in ARRAYS:
-        _hash_header(digest, name, arrays[name].dtype, arrays[name].shape)
-        digest.update(arrays[name].data)
-    return _finish_hash(digest, manifest)
-
-
-def _write_array(
-    archive: zipfile.ZipFile,
-    name: str,
-    compression: int,
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    pieces: Iterable[NDArray[Any]],
-    digest: Any,
-) -> None:
-    shape = tuple(map(int, shape))
-    _hash_header(digest, name, dtype, shape)
-    header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    with archive.open(_member(f"{name}.npy", compression), "w", force_zip64=True) as stream:
-        npy.write_array_header_1_0(stream, header)
-        written = 0
-        for data in _as_bytes(pieces, dtype):
-            digest.update(data)
-            written += stream.write(data)
-    expected = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-    if written != expected:
-        raise InputError(name, f"pieces must hold {expected} bytes for shape {shape}", value=written)
-
-
-def _as_bytes(pieces: Iterable[NDArray[Any]], dtype: np.dtype[Any]) -> Iterator[bytes]:
-    for piece in pieces:
-        yield np.ascontiguousarray(piece, dtype=dtype).tobytes()
-
-
-def _check_members(path: str | Path, archive: zipfile.ZipFile, limit: int) -> None:
-    """Refuse wrong names, encryption, odd compression and sizes, before anything is unpacked."""
-    members = archive.infolist()
-    names = sorted(member.filename for member in members)
-    expected = sorted([MANIFEST, *(f"{name}.npy" for name in ARRAYS)])
-    if names != expected:
-        raise RoutingFileError(
-            path, f"must hold exactly {', '.join(expected)}; holds {', '.join(names)[:300]}"
-        )
-    for member in members:
-        if member.flag_bits & 1 or member.compress_type not in _COMPRESSIONS:
-            raise RoutingFileError(path, f"{member.filename}: must be stored, deflated or LZMA, not encrypted")
-    size = sum(member.file_size for member in members)
-    if size > limit:
-        raise RoutingFileError(path, f"unpacks to {size} bytes, over the limit of {limit}")
-    if archive.getinfo(MANIFEST).file_size > MANIFEST_LIMIT:
-        raise RoutingFileError(path, f"{MANIFEST}: over the limit of {MANIFEST_LIMIT} bytes")
-
-
-def _read_manifest(path: str | Path, archive: zipfile.ZipFile) -> dict[str, Any]:
-    manifest = json.loads(archive.read(MANIFEST).decode("utf-8"))
-    if not isinstance(manifest, dict) or manifest.get("kind") != RoutingFile.KIND:
-        raise RoutingFileError(path, f"{MANIFEST}: kind must be {RoutingFile.KIND!r}")
-    version = manifest.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise RoutingFileError(path, f"schema_version {version!r}: this version reads {SCHEMA_VERSION}")
-    return manifest
-
-
-def _read_array(path: str | Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    member = archive.getinfo(f"{name}.npy")
-    with archive.open(member) as stream:
-        if npy.read_magic(stream) != (1, 0):
-            raise RoutingFileError(path, f"{member.filename}: must be npy format 1.0")
-        shape, fortran, dtype = npy.read_array_header_1_0(stream)
-        if dtype.str not in _TYPES[name] or fortran or len(shape) != (3 if name in ARRAYS[:2] else 1):
-            raise RoutingFileError(
-                path, f"{member.filename}: has no valid type or shape ({dtype.str}, {shape})"
-            )
-        count = 1
-        for length in shape:
-            count *= length
-        if stream.tell() + count * dtype.itemsize != member.file_size:
-            raise RoutingFileError(path, f"{member.filename}: size does not match its shape {shape}")
-        return np.frombuffer(stream.read(), dtype=dtype).reshape(shape)
-
-
-_TYPES = {
-    "expert_ids": ("|u1", "<u2"),
-    "gate_weights": ("<f4",),
-    "position": ("<i4",),
-    "sequence": ("<i4",),
-}
+    return json_copy(manifest)

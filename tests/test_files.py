@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import pickle
@@ -323,22 +322,12 @@ def test_other_endings_are_not_opened(tmp_path: Path) -> None:
     refused(path, ".npz or .json")
 
 
-def test_invalid_content_with_a_valid_hash_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_invalid_content_with_a_valid_hash_is_refused(tmp_path: Path, ending: str) -> None:
     """A file whose hash fits but whose numbers break a rule names the field and the rule."""
-    path = tmp_path / "a.npz"
-    example().save(path)
-    content = members(path)
-    arrays = {n: np.load(io.BytesIO(d)) for n, d in content.items() if n.endswith(".npy")}
-    arrays["compute_time.npy"] = np.array([1e-4, -1.0, 1e-4])
-    manifest = next(name for name in content if name.endswith(".json"))
-    meta = json.loads(content[manifest])
-    digest = hashlib.sha256()
-    for name in sorted(n[:-4] for n in arrays):
-        array = np.ascontiguousarray(arrays[f"{name}.npy"])
-        digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-        digest.update(array.tobytes())
-    meta["content_hash"] = digest.hexdigest()
-    refused(
-        pack(path, {manifest: json.dumps(meta).encode(), **{n: npy(a) for n, a in arrays.items()}}),
-        "compute_time[1] = -1.0: must be at least 0",
-    )
+    path = tmp_path / f"a.{ending}"
+    inst = example()
+    # Behind the back of the validation, as another program could write it.
+    object.__setattr__(inst, "compute_time", np.array([1e-4, -1.0, 1e-4]))
+    inst.save(path)
+    refused(path, "compute_time[1] = -1.0: must be at least 0")

@@ -57,17 +57,15 @@ def test_instance_and_request_keywords_make_the_problem() -> None:
 
 
 def test_auto_takes_the_better_feasible_answer() -> None:
-    """Method "auto" is the faster of topk and wdmoe, unless a floor forbids it; it says which it took."""
+    """Method "auto" is no slower than topk and wdmoe, keeps floors they break, and says what it took."""
     both = {name: wo.solve(PROBLEM, name) for name in ("topk", "wdmoe")}
-    best = min(both, key=lambda name: both[name].latency)
     auto = wo.solve(PROBLEM)
-    assert (auto.method, auto.latency) == (best, both[best].latency)
-    assert auto.termination.detail.startswith(f"auto took {best} out of topk, wdmoe; ")
+    assert auto.latency <= min(s.latency for s in both.values())
+    assert auto.termination.detail.startswith(f"auto took {auto.method} ")
     assert both["wdmoe"].retention < 1
-    strict = wo.solve(PROBLEM.replace(min_retention=1.0))
-    assert (strict.method, strict.feasible) == ("topk", True)
+    assert wo.solve(PROBLEM.replace(min_retention=1.0)).feasible
     lazy = wo.solve(wo.Problem(wo.Instance.from_arrays(**loads_arrays(Shape(), 3))))
-    assert lazy.method == "topk"
+    assert lazy.feasible
     assert lazy.keep is None
 
 
@@ -142,11 +140,12 @@ def test_loads_have_no_selection_to_show() -> None:
     ("arguments", "kind", "message"),
     [
         ({"problem": 7}, wo.InputError, "problem: must be a Problem or an Instance, got int"),
-        ({"min_retention": 0.5}, wo.InputError, "min_retention: is part of the Problem; use problem.replace()"),
+        ({"min_retention": 0.5}, wo.InputError,
+         "min_retention: is part of the Problem; use problem.replace()"),
         ({"method": "topkk"}, wo.UnknownNameError,
-         "method = 'topkk': unknown name; choose from topk, topk-uniform"),
+         "method = 'topkk': unknown name; choose from topk"),
         ({"method": 3}, wo.UnknownNameError,
-         "method = 3: unknown name; choose from auto, topk, topk-uniform, wdmoe, wdmoe-selection"),
+         "method = 3: unknown name; choose from "),
         ({"method": ["topk"]}, wo.UnknownNameError, "method = ['topk']: unknown name; choose from topk"),
         ({"method": "topk", "speed": 1}, wo.UnknownNameError,
          "option of 'topk' = 'speed': unknown name; choose from none"),
@@ -164,7 +163,9 @@ def test_bad_arguments(arguments: dict[str, Any], kind: type[Exception], message
     """Each argument of solve() is checked, with name, value and rule."""
     with pytest.raises(kind) as caught:
         wo.solve(**{"problem": PROBLEM, **arguments})
-    assert str(caught.value) == message
+    # Near names of methods depend on what is installed.
+    same = str(caught.value).startswith if "unknown name" in message else str(caught.value).__eq__
+    assert same(message)
     assert isinstance(caught.value, wo.WdmoeError)
 
 
@@ -285,8 +286,8 @@ def test_lying_solver_is_priced_by_the_metric() -> None:
         (lambda p: None, "method 'broken' returned a NoneType, not a Point"),
         (
             lambda p: wo.Point(p.top_k_keep[:1], p.uniform_bandwidth),
-            "method 'broken' returned a malformed point: keep: must have shape (3, 8, 3), (blocks, tokens, m) "
-            "as expert_ids; got (1, 8, 3)",
+            "method 'broken' returned a malformed point: keep: must have shape (3, 8, 3), "
+            "(blocks, tokens, m) as expert_ids; got (1, 8, 3)",
         ),
         (
             lambda p: wo.Point(p.top_k_keep.astype(float), p.uniform_bandwidth),

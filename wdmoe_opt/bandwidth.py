@@ -78,8 +78,9 @@ def demands(problem: Problem, keep: NDArray[np.bool_] | None) -> tuple[RealArray
         assert loads is not None
         expert_load, transfers = loads, loads.astype(np.float64)
     else:
-        transfers = np.empty(t.c_down.shape)
-        expert_load = np.empty((transfers.shape[0], t.expert_device.size), dtype=np.int64)
+        blocks, devices = t.c_down.shape
+        transfers = np.empty((blocks, devices))
+        expert_load = np.empty((blocks, t.expert_device.size), dtype=np.int64)
         count_loads(t.ids, keep, t.expert_device, t.by_device, expert_load, transfers)
     busy = np.empty(transfers.shape)
     busy_times(expert_load, transfers, t.expert_device, t.compute, t.activation, t.link_delay, busy)
@@ -93,7 +94,7 @@ def allocate(problem: Problem, transfers: RealArray, busy: RealArray) -> Bandwid
         return BandwidthAllocation(problem.fixed_bandwidth, float("nan"))
     link = (t.bits_down, t.c_down, t.bits_up, t.c_up, t.low, t.high, t.total)
     if problem.allocation == "shared":
-        shared = np.empty(transfers.shape[1])
+        shared = np.empty(t.low.size)
         _, residual = shared_bandwidth(transfers, busy, *link, shared)
         return BandwidthAllocation(shared, residual)
     rows = np.empty(transfers.shape)

@@ -154,7 +154,7 @@ class Instance:
             raise InputError(
                 "gain_down", f"must have shape (devices,) or (blocks, devices), got {down.shape}"
             )
-        devices = down.shape[-1]
+        devices = int(down.shape[-1])
         if up.ndim not in (1, 2) or up.shape[-1] != devices or up.size == 0:
             raise InputError("gain_up", f"must have {devices} devices as gain_down has, got shape {up.shape}")
         self._put("gain_down", down)

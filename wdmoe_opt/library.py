@@ -16,14 +16,16 @@ def list_instances() -> list[str]:
 
 
 def load_instance(name: str | Path, **selection: Any) -> Instance:
-    """Load a shipped instance by name, or an instance file (``.npz``, ``.json``) by path.
+    """Load a shipped instance or scenario by name, or an instance or scenario file by path.
 
     Parameters
     ----------
     name : str or Path
-        A name of `list_instances`, or a path that ends in ``.npz`` or ``.json``.
+        A name of `list_instances`; a scenario such as ``"gpt-oss-20b-decode/jetson-mix-8/cell-20mhz@8"``,
+        see `instances.scenario`; or a path that ends in ``.npz``, ``.json`` or ``.toml``.
     **selection
-        For names: ``tokens`` and ``blocks``, see `instances.catalogue.build_instance`.
+        For names and scenario files: ``tokens``, ``start``, ``blocks`` and more, see
+        `instances.catalogue.build_instance`.
 
     Raises
     ------
@@ -32,8 +34,10 @@ def load_instance(name: str | Path, **selection: Any) -> Instance:
     InstanceFileError
         If the file cannot be read.
     """
+    if isinstance(name, Path) or str(name).endswith((".npz", ".json", ".toml")):
+        from wdmoe_opt.instances.validate import load_file
+
+        return load_file(Path(name), **selection)
     from wdmoe_opt.instances.catalogue import build_instance
 
-    if isinstance(name, Path) or str(name).endswith((".npz", ".json")):
-        return Instance.load(name)
     return build_instance(name, **selection)

@@ -214,22 +214,18 @@ def evaluate(
     -----
     Source: problem-and-mathematics, sections 1 and 2. Cost is linear in the (token, candidate) pairs.
     """
-    if problem.selectable:
-        if keep is None:
-            raise InputError("keep", "is missing: the instance has tokens to select for")
-        keep = problem.checked_keep(keep)
-    elif keep is not None:
-        problem.checked_keep(keep)
+    if problem.selectable and keep is None:
+        raise InputError("keep", "is missing: the instance has tokens to select for")
+    selection = None if keep is None else problem.checked_keep(keep)
     if problem.tables.fixed_link_time is not None:
         if bandwidth is not None:
             raise InputError("bandwidth", "cannot be given: the instance's measured link has no such knob")
-    elif bandwidth is not None:
-        bandwidth = problem.checked_bandwidth(bandwidth)
-    elif problem.allocation == "fixed":
-        bandwidth = problem.fixed_bandwidth
-    else:
+        return price(problem, selection, None)
+    if bandwidth is not None:
+        return price(problem, selection, problem.checked_bandwidth(bandwidth))
+    if problem.allocation != "fixed":
         raise InputError("bandwidth", f"is missing: allocation is {problem.allocation!r}")
-    return price(problem, keep, bandwidth)
+    return price(problem, selection, problem.fixed_bandwidth)
 
 
 def price(problem: Problem, keep: NDArray[np.bool_] | None, bandwidth: RealArray | None) -> Evaluation:
@@ -357,6 +353,7 @@ def _bandwidth_violations(problem: Problem, bandwidth: RealArray) -> Iterator[Vi
         yield _extreme("bandwidth", bandwidth, np.zeros(()), -1.0, 0.0)
     if problem.allocation == "fixed":
         fixed = problem.fixed_bandwidth
+        assert fixed is not None
         if fixed is not bandwidth and (np.abs(bandwidth - fixed) > slack).any():
             worst = np.broadcast_to(fixed, np.broadcast_shapes(bandwidth.shape, np.shape(fixed)))
             yield _extreme("bandwidth (fixed)", np.broadcast_to(bandwidth, worst.shape), worst, 0.0, slack)

@@ -142,12 +142,13 @@ class Problem:
             return
         if self.max_experts is not None:
             whole("max_experts", self.max_experts, 1, 2**31 - 1, "must be at least 1")
-        if self.candidates != "top-k":
-            if isinstance(self.candidates, str):
-                raise InputError("candidates", "must be 'top-k' or a whole number", value=self.candidates)
+        asked: Any = self.candidates
+        if asked != "top-k":
+            if isinstance(asked, str):
+                raise InputError("candidates", "must be 'top-k' or a whole number", value=asked)
             assert inst.top_k is not None
             rule = f"must be at least top_k = {inst.top_k} and at most m = {inst.columns}"
-            whole("candidates", self.candidates, inst.top_k, inst.columns, rule)
+            whole("candidates", asked, inst.top_k, inst.columns, rule)
 
     def _check_bandwidth(self) -> None:
         inst = self.instance
@@ -302,7 +303,7 @@ class Problem:
         """
         inst = self.instance
         array = real_array("bandwidth", bandwidth)
-        shapes = [(inst.devices,)]
+        shapes: list[tuple[int, ...]] = [(inst.devices,)]
         if self.allocation != "shared":
             shapes.append((inst.blocks, inst.devices))
         if array.shape not in shapes:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
 
-def _real(value: ArrayLike) -> Any:
+def _real(value: ArrayLike) -> Array:
     return np.asarray(value, dtype=np.float64)
 
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -36,6 +35,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from wdmoe_opt.archive import write_atomically
 from wdmoe_opt.errors import InputError, InstanceFileError, UnknownNameError
 from wdmoe_opt.validation import real_scalar
 
@@ -278,16 +278,8 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write to a temporary file in the same folder, then rename it over ``path``."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write a text file; it appears whole or not at all."""
+    write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
 def _check_keys(name: str, data: Any, required: tuple[str, ...], optional: tuple[str, ...]) -> None:

@@ -290,7 +290,7 @@ def test_worked_cosines(weights: list[float], times: list[float], cosine: float)
 
 
 def test_slow_light_expert_is_dropped() -> None:
-    """W = (0.9, 0.1), t = (1, 5): S = 0.30 lies below alpha, and the mean ratio rises from 0.46 to 0.90."""
+    """For w = (0.9, 0.1), t = (1, 5): S = 0.30 lies below alpha, and the ratio rises from 0.46 to 0.90."""
     solution = solve(one_token([0.9, 0.1], [1.0, 5.0]), allocation="fixed")
     assert solution.keep.tolist() == [[[True, False]]]
     assert solution.wlr["wlr-token"] == pytest.approx(0.9)
@@ -299,7 +299,7 @@ def test_slow_light_expert_is_dropped() -> None:
 
 
 def test_best_trial_beats_the_last_one_where_the_rule_hurts() -> None:
-    """W = (0.55, 0.45), t = (5, 1): dropping takes the ratio from 0.28 to 0.11, so plain top-k is kept."""
+    """For w = (0.55, 0.45), t = (5, 1): dropping takes the ratio from 0.28 to 0.11, so none is."""
     arrays = one_token([0.55, 0.45], [5.0, 1.0])
     best, last = (solve(arrays, allocation="fixed", trial=t) for t in ("best", "last"))
     assert best.keep.tolist() == [[[True, True]]]

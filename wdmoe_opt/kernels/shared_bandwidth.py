@@ -32,7 +32,6 @@ ROUNDING = 1e-14
 NO_ROOM = 1e-11
 
 
-@compiled
 def shared_bandwidth(
     sent: np.ndarray,
     busy: np.ndarray,
@@ -65,11 +64,12 @@ def shared_bandwidth(
     gap : float
         Relative KKT residual (Lagrangian gap); no allocation is faster than (1 - gap) * latency.
     """
-    devices = sent.shape[1]
-    rows, columns, idle = _loaded(sent, busy)
+    # Plain Python: a compiled shell around the interior point would double its compile time.
+    loaded = sent > 0.0
+    rows, columns = np.flatnonzero(loaded.any(axis=1)), np.flatnonzero(loaded.any(axis=0))
+    idle = float(busy[~loaded.any(axis=1)].max(axis=1, initial=0.0).sum())
+    out[:] = low
     if rows.size == 0:
-        for k in range(devices):
-            out[k] = low[k]
         return idle, 0.0
     if rows.size == 1:
         i = rows[0]
@@ -77,78 +77,28 @@ def shared_bandwidth(
             sent[i], busy[i], bits_down, c_down[i], bits_up, c_up[i], low, high, total, out
         )
         return latency + idle, gap
-    spare = total
-    for k in range(devices):
-        out[k] = low[k]
-        spare -= low[k]
-    budget = spare
-    n = columns.size
-    lows = np.empty(n)
-    highs = np.empty(n)
-    for j in range(n):
-        budget += low[columns[j]]
-    room = 0.0
-    for j in range(n):
-        lows[j] = low[columns[j]] / budget
-        highs[j] = max(min(high[columns[j]] / budget, 1.0), lows[j])
-        room += highs[j] - lows[j]
+    spare = max(total - low.sum(), 0.0)
+    budget = spare + low[columns].sum()
+    part = np.ix_(rows, columns)
+    lows = low[columns] / budget
+    highs = np.maximum(np.minimum(high[columns] / budget, 1.0), lows)
     tables = (
-        _select(sent, rows, columns, 1.0),
-        _select(busy, rows, columns, 1.0),
+        sent[part],
+        busy[part],
         bits_down / budget,
-        _select(c_down, rows, columns, budget),
+        c_down[part] / budget,
         bits_up / budget,
-        _select(c_up, rows, columns, budget),
+        c_up[part] / budget,
         lows,
         highs,
     )
-    if min(spare / budget, room) > NO_ROOM:
+    if min(spare / budget, (highs - lows).sum()) > NO_ROOM:
         b, latency, gap = _interior_point(*tables)
     else:
-        b, latency, gap = _no_room(max(spare / budget, 0.0), *tables)
-    for j in range(n):
-        # The interior point widens empty boxes a little.
-        out[columns[j]] = min(max(b[j] * budget, low[columns[j]]), high[columns[j]])
+        b, latency, gap = _no_room(spare / budget, *tables)
+    # The interior point widens empty boxes a little.
+    out[columns] = np.clip(b * budget, low[columns], high[columns])
     return latency + idle, gap
-
-
-@compiled
-def _loaded(sent: np.ndarray, busy: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Blocks and devices with transfers, and the total latency of the blocks without any."""
-    blocks, devices = sent.shape
-    rows = np.empty(blocks, dtype=np.int64)
-    columns = np.empty(devices, dtype=np.int64)
-    idle = 0.0
-    count = 0
-    for i in range(blocks):
-        rest = 0.0
-        any_sent = False
-        for k in range(devices):
-            any_sent = any_sent or sent[i, k] > 0.0
-            rest = max(rest, busy[i, k])
-        if any_sent:
-            rows[count] = i
-            count += 1
-        else:
-            idle += rest
-    used = 0
-    for k in range(devices):
-        for i in range(blocks):
-            if sent[i, k] > 0.0:
-                columns[used] = k
-                used += 1
-                break
-    return rows[:count], columns[:used], idle
-
-
-@compiled
-def _select(table: np.ndarray, rows: np.ndarray, columns: np.ndarray, unit: float) -> np.ndarray:
-    """Rows and columns of a table, in units of ``unit``."""
-    out = np.empty((rows.size, columns.size))
-    for i in range(rows.size):
-        for j in range(columns.size):
-            out[i, j] = table[rows[i], columns[j]] / unit
-    return out
 
 
 @compiled
@@ -200,6 +150,7 @@ def _interior_point(
     steps = np.zeros((2, blocks, devices))  # of slack and multiplier
     edge_steps = np.zeros((2, edge.size))
     shares = np.empty(devices)
+    retracted = np.empty(devices)
     stale = 0
     for _ in range(MAX_STEPS):
         total = 0.0
@@ -210,7 +161,9 @@ def _interior_point(
         latency = _latency(times)
         if total > 1.0:
             _retract(shares, total, low)
-            _link_terms(np.log(shares), sent, busy, bits_down, c_down, bits_up, c_up, trial)
+            for k in range(devices):
+                retracted[k] = log(shares[k])
+            _link_terms(retracted, sent, busy, bits_down, c_down, bits_up, c_up, trial)
             latency = _latency(trial)
         # Take the better of what each iterate proves on either side.
         stale += 1
@@ -253,12 +206,17 @@ def _interior_point(
         )
         if not isfinite(alpha):
             break
-        _advance(alpha, u, step_u)
-        _advance(alpha, tau, step_tau)
-        _advance(alpha, slack.ravel(), steps[0].ravel())
-        _advance(alpha, lam.ravel(), steps[1].ravel())
-        _advance(alpha, edge, edge_steps[0])
-        _advance(alpha, edge_lam, edge_steps[1])
+        for k in range(devices):
+            u[k] += alpha * step_u[k]
+        for i in range(blocks):
+            tau[i] += alpha * step_tau[i]
+        for r in range(edge.size):
+            edge[r] += alpha * edge_steps[0, r]
+            edge_lam[r] += alpha * edge_steps[1, r]
+        for i in range(blocks):
+            for k in range(devices):
+                slack[i, k] += alpha * steps[0, i, k]
+                lam[i, k] += alpha * steps[1, i, k]
         _link_terms(u, sent, busy, bits_down, c_down, bits_up, c_up, times)
     for k in range(devices):
         best[k] = min(max(best[k], low[k]), high[k])
@@ -280,12 +238,14 @@ def _no_room(
     """Shares where the limits leave (next to) nothing to choose; returns as `_interior_point` does."""
     blocks, devices = sent.shape
     shares = np.empty(devices)
+    logs = np.empty(devices)
     for k in range(devices):
         shares[k] = min(low[k] + spare / devices, high[k])
         if shares[k] <= 0.0:
             return shares, inf, inf
+        logs[k] = log(shares[k])
     times = np.empty((3, blocks, devices))
-    _link_terms(np.log(shares), sent, busy, bits_down, c_down, bits_up, c_up, times)
+    _link_terms(logs, sent, busy, bits_down, c_down, bits_up, c_up, times)
     latency = _latency(times)
     if not isfinite(latency):
         return shares, inf, inf
@@ -298,12 +258,6 @@ def _no_room(
         lam[i, slowest] = 1.0
     bound = _bound(shares, times, sent, lam, low, high)
     return shares, latency, max(latency - bound, 0.0) / latency
-
-
-@compiled
-def _advance(alpha: float, point: np.ndarray, step: np.ndarray) -> None:
-    for r in range(point.size):
-        point[r] += alpha * step[r]
 
 
 @compiled

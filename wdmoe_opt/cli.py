@@ -1,0 +1,464 @@
+"""The command ``wdmoe-opt``: tables for people, ``--json`` for programs, one line per error."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from wdmoe_opt import __version__
+from wdmoe_opt.errors import InputError, WdmoeError
+from wdmoe_opt.library import load_instance
+from wdmoe_opt.problem import Problem
+from wdmoe_opt.registry import find_solver, list_solvers
+from wdmoe_opt.report import instance_json, plain, solution_json, solution_view
+from wdmoe_opt.solving import solve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from wdmoe_opt.instance import Instance
+
+# Typer used to build on click and now carries its own copy; the base class is reached through Typer's
+# public exception in either case.
+_UsageError: Any = typer.BadParameter.__mro__[2]
+
+#: Exit status of a solve whose point breaks a constraint; errors exit with 2.
+INFEASIBLE = 3
+
+app = typer.Typer(
+    name="wdmoe-opt",
+    help="Expert selection and bandwidth allocation for mixture-of-experts models on wireless devices.",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+instances_app = typer.Typer(help="The instance library.", invoke_without_command=True, rich_markup_mode=None)
+
+
+@app.callback()
+@instances_app.callback()
+def _help_without_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+app.add_typer(instances_app, name="instances")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME_OR_FILE",
+        help="Family, scenario such as FAMILY/FLEET/CHANNEL@64, or .npz, .json, .toml file.",
+    ),
+]
+Tokens = Annotated[str | None, typer.Option(help="Batch size of a shipped instance, or 'all'.")]
+Blocks = Annotated[str | None, typer.Option(help="Only the first so many blocks, or a range such as 3-5.")]
+Start = Annotated[int | None, typer.Option(help="First token of the batch, or decode step.")]
+Part = Annotated[str | None, typer.Option(help="Subject or domain of a family that has them.")]
+
+
+@app.command("solve")
+def solve_command(
+    name: Name,
+    method: Annotated[str, typer.Option(help="Solver, see `wdmoe-opt solvers`.")] = "auto",
+    min_retention: Annotated[float, typer.Option(help="Floor on each block's mean kept gate weight.")] = 0.95,
+    min_token_retention: Annotated[float, typer.Option(help="Floor on each token's kept gate weight.")] = 0.0,
+    objective: Annotated[str, typer.Option(help="latency, wlr-token, wlr-device, wlr-block, retention.")] = (
+        "latency"
+    ),
+    max_latency: Annotated[float | None, typer.Option(help="Cap on total latency, s.")] = None,
+    max_experts: Annotated[int | None, typer.Option(help="Cap on experts per token.")] = None,
+    candidates: Annotated[str, typer.Option(help="'top-k', or how many leading candidates.")] = "top-k",
+    allocation: Annotated[str, typer.Option(help="shared, per-block or fixed.")] = "shared",
+    dispatch: Annotated[str, typer.Option(help="expert or device.")] = "expert",
+    tokens: Tokens = None,
+    blocks: Blocks = None,
+    start: Start = None,
+    part: Part = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="Solver option NAME=VALUE; repeatable.")
+    ] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds, for solvers that search.")] = None,
+    rel_gap: Annotated[float, typer.Option(help="Relative gap at which a solver may stop.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Seed of solvers that draw.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads over blocks.")] = 1,
+    as_json: AsJson = False,
+    with_selection: Annotated[
+        bool, typer.Option(help="With --json: list the kept experts of every token.")
+    ] = False,
+) -> None:
+    """Select experts and allocate bandwidth, and say what it costs against plain top-k at equal bandwidth."""
+    inst = _load(name, tokens, blocks, start, part)
+    request: dict[str, Any] = {"allocation": _default_allocation(inst, allocation)}
+    if inst.loads is None:
+        request |= {
+            "objective": objective,
+            "min_retention": min_retention,
+            "min_token_retention": min_token_retention,
+            "max_experts": max_experts,
+            "candidates": candidates if candidates == "top-k" else _whole("candidates", candidates),
+            "dispatch": dispatch,
+            "max_latency": max_latency,
+        }
+    problem = Problem(inst, **request)
+    options = _options(method, option or [])
+    with _working("solving (the first run compiles, about ten seconds)"):
+        baseline = solve(problem, "topk-uniform")
+        answer = solve(
+            problem, method, time_limit=time_limit, rel_gap=rel_gap, seed=seed, threads=threads, **options
+        )
+    if as_json:
+        _print_json(solution_json(answer, baseline, selection=with_selection))
+    else:
+        _console().print(solution_view(answer, baseline))
+    if not answer.feasible:
+        raise typer.Exit(INFEASIBLE)
+
+
+@app.command("solvers")
+def solvers_command(as_json: AsJson = False) -> None:
+    """List the solvers: what each does, can do, and whether it is available."""
+    rows: list[dict[str, Any]] = [
+        {
+            "name": info.name,
+            "summary": info.summary,
+            "needs_tokens": info.needs_tokens,
+            "honours_floors": info.honours_floors,
+            "bound": info.bound,
+            "available": bool(info.availability()),
+            "reason": info.availability().reason,
+            "options": info.options if info.availability() else {},
+        }
+        for info in list_solvers()
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    table = _table("solver", "what it does", "floors", "bound", "available")
+    for row in rows:
+        floors = "keeps" if row["honours_floors"] else "unaware"
+        table.add_row(row["name"], row["summary"], floors, row["bound"], row["reason"] or "yes")
+    _console().print(table)
+
+
+@app.command("info")
+def info_command(as_json: AsJson = False) -> None:
+    """Versions, machine and solvers, for bug reports."""
+    packages = ("numpy", "scipy", "numba", "llvmlite", "typer", "rich")
+    optional = ("cvxpy", "pyomo", "highspy", "pandas", "matplotlib", "torch", "transformers")
+    values = {
+        "wdmoe_opt": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": {name: _version(name) for name in packages},
+        "optional": {name: _version(name) for name in optional},
+        "solvers": {info.name: info.availability().reason or "available" for info in list_solvers()},
+    }
+    if as_json:
+        _print_json(values)
+        return
+    table = _table("", "")
+    for key, value in values.items():
+        pairs = value.items() if isinstance(value, dict) else [("", value)]
+        for number, (name, text) in enumerate(pairs):
+            table.add_row(key if number == 0 else "", f"{name} {text}".strip())
+    _console().print(table)
+
+
+@instances_app.command("list")
+def instances_list(as_json: AsJson = False) -> None:
+    """List the routing families, and the fleets, channels and placements they combine with."""
+    from wdmoe_opt.instances.catalogue import list_families, list_parts
+
+    families = [vars(family) for family in list_families()]
+    if as_json:
+        _print_json({"families": families, **list_parts()})
+        return
+    table = _table("name", "knows", "blocks", "tokens", "batch", "parts", "licence", "what it is")
+    for row in families:
+        batch = str(row["default_batch"] or "a part")
+        numbers = (str(row["blocks"]), str(row["tokens"]), batch, str(row["parts"] or ""))
+        table.add_row(row["name"], row["kind"], *numbers, row["licence"], row["summary"])
+    _console().print(table)
+    for kind, names in list_parts().items():
+        _console().print(f"\n{kind}: {', '.join(names)}")
+
+
+@instances_app.command("show")
+def instances_show(
+    name: Name,
+    tokens: Tokens = None,
+    blocks: Blocks = None,
+    start: Start = None,
+    part: Part = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show an instance: sizes, fleet, channel, and where the numbers come from."""
+    from wdmoe_opt.instances.catalogue import describe
+
+    inst = _load(name, tokens, blocks, start, part)
+    values = {"instance": instance_json(inst), "provenance": plain(inst.provenance)}
+    if not _is_file(name):
+        values["family"] = plain(describe(name))
+    _print_values(values, as_json)
+
+
+@instances_app.command("stats")
+def instances_stats(
+    name: Name,
+    tokens: Tokens = None,
+    blocks: Blocks = None,
+    start: Start = None,
+    part: Part = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print load skew, locality, retention curve and sizes of an instance."""
+    from wdmoe_opt.instances.statistics import stats
+
+    _print_values(plain(stats(_load(name, tokens, blocks, start, part))), as_json)
+
+
+@instances_app.command("validate")
+def instances_validate(
+    path: Annotated[Path, typer.Argument(help="Instance, routing, loads, scenario or device profile file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check a file: schema, hash and every rule of its content."""
+    from wdmoe_opt.instances.catalogue import validate_file
+
+    _print_values(plain(validate_file(path)), as_json)
+
+
+@instances_app.command("export")
+def instances_export(
+    name: Name,
+    output: Annotated[Path, typer.Argument(help="File to write, .npz or .json.")],
+    tokens: Tokens = None,
+    blocks: Blocks = None,
+    start: Start = None,
+    part: Part = None,
+) -> None:
+    """Write an instance to a file that `solve` and other programs can read."""
+    inst = _load(name, tokens, blocks, start, part)
+    inst.save(output)
+    _console().print(f"wrote {output}: {inst!r}", markup=False, highlight=False)
+
+
+@app.command("capture")
+def capture_command(
+    model: Annotated[str, typer.Argument(help="Hugging Face model name or folder.")],
+    prompts: Annotated[Path, typer.Argument(help="One prompt per line, or JSONL with 'prompt' or 'text'.")],
+    output: Annotated[Path, typer.Argument(help="Routing file to write, .npz.")],
+    gate: Annotated[str, typer.Option(help="top-k, or full for every expert's weight.")] = "top-k",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    model_licence: Annotated[str | None, typer.Option(help="Licence of the model, for the manifest.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 4,
+    max_length: Annotated[int, typer.Option(help="Tokens at which a prompt is cut.")] = 2048,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a mixture-of-experts model on prompts and write its routing (extra `capture`); resumable."""
+    from wdmoe_opt.instances.capture import capture_command as capture
+
+    manifest = capture(
+        model,
+        prompts,
+        output,
+        gate=gate,
+        revision=revision,
+        model_licence=model_licence,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        max_length=max_length,
+        overwrite=overwrite,
+        progress=None,
+    )
+    _print_values(plain(manifest), as_json)
+
+
+@app.command("profile-device")
+def profile_device_command(
+    output: Annotated[Path, typer.Argument(help="Device profile to write, .json.")],
+    width: Annotated[int | None, typer.Option(help="Model width.")] = None,
+    expert_width: Annotated[int | None, typer.Option(help="Width inside the expert.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    tokens: Annotated[list[int] | None, typer.Option(help="Token count to time; repeatable.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    repeats: Annotated[int, typer.Option(help="Most repeats per token count.")] = 50,
+    seconds: Annotated[float, typer.Option(help="Most seconds per token count.")] = 10.0,
+    measurement: Annotated[Path | None, typer.Option(help="Fit this measure.py output instead.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the profile.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time an expert's feed-forward on this machine and write a device profile (needs torch)."""
+    from wdmoe_opt.instances.profiling import profile_command
+
+    chosen: dict[str, Any] = {} if not tokens else {"tokens": tuple(tokens)}
+    profile = profile_command(
+        output,
+        width=width,
+        expert_width=expert_width,
+        precision=precision,
+        device=device,
+        repeats=repeats,
+        seconds=seconds,
+        measurement=measurement,
+        name=name,
+        overwrite=overwrite,
+        progress=None,
+        **chosen,
+    )
+    _print_values(plain(profile), as_json)
+
+
+def main() -> None:
+    """Entry point: run the command line and turn every foreseen error into one line."""
+    try:
+        status = app(standalone_mode=False)
+    except WdmoeError as error:
+        status = _complain(str(error))
+    except _UsageError as error:
+        status = _complain(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        status = _complain("interrupted", 130)
+    except BrokenPipeError:
+        # The reader has gone; nothing can be said to it any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(message: str, status: int = 2) -> int:
+    print(f"wdmoe-opt: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _console() -> Console:
+    # A pipe has no width: wide enough that no column is cut.
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """A spinner on standard error while attached to a terminal."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        yield
+
+
+def _print_values(values: dict[str, Any], as_json: bool) -> None:
+    """Nested values as JSON, or as a table of dotted keys."""
+    if as_json:
+        _print_json(values)
+        return
+    table = _table("", "")
+    for key, value in _flat(values):
+        table.add_row(key, value)
+    _console().print(table)
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=1, allow_nan=False, default=str)
+    sys.stdout.write("\n")
+
+
+def _load(name: str, tokens: str | None, blocks: str | None, start: int | None, part: str | None) -> Instance:
+    given: dict[str, Any] = {"start": start, "part": part, "blocks": blocks}
+    if tokens is not None:
+        given["tokens"] = tokens if tokens == "all" else _whole("tokens", tokens)
+    if blocks is not None and blocks.lstrip("+-").isdigit():
+        given["blocks"] = int(blocks)
+    return load_instance(name, **{key: value for key, value in given.items() if value is not None})
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".npz", ".json", ".toml"))
+
+
+def _default_allocation(inst: Instance, allocation: str) -> str:
+    """A measured link has no bandwidth knob: fixed is all it can be."""
+    return "fixed" if inst.token_time_link is not None and allocation == "shared" else allocation
+
+
+def _options(method: str, pairs: list[str]) -> dict[str, Any]:
+    """Solver options from NAME=VALUE, typed like their defaults."""
+    if not pairs:
+        return {}
+    known = find_solver(method).options if method != "auto" else {}
+    options = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError("option", "must read NAME=VALUE", value=pair)
+        options[key] = _typed(key, text, known.get(key))
+    return options
+
+
+def _typed(name: str, text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise InputError(f"option {name}", "must be true or false", value=text)
+        return text == "true"
+    if isinstance(default, int):
+        return _whole(f"option {name}", text)
+    if isinstance(default, float):
+        try:
+            return float(text)
+        except ValueError:
+            raise InputError(f"option {name}", "must be a number", value=text) from None
+    return text
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(name, "must be a whole number", value=text) from None
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", ", ".join(map(str, value))
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    main()
