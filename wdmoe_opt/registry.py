@@ -164,7 +164,7 @@ class SolverInfo:
 
     def availability(self) -> Availability:
         """Whether the modules it needs are installed."""
-        missing = [name for name in self.requires if find_spec(name) is None]
+        missing = [name for name in self.requires if not _importable(name)]
         if not missing:
             return Availability(True)
         hint = f"; install wdmoe_opt[{self.extra}]" if self.extra else ""
@@ -183,6 +183,13 @@ class SolverInfo:
             if value not in able:
                 return f"it does not do {what} {value!r}"
         return ""
+
+
+def _importable(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # a parent package is missing, or was stubbed out
+        return False
 
 
 def _load(target: Any) -> Any:
@@ -243,9 +250,11 @@ def find_solver(name: str) -> SolverInfo:
     UnknownNameError
         If there is none.
     """
+    if not isinstance(name, str):
+        raise UnknownNameError("method", name, [*_SOLVERS, "auto"])
     if name not in _SOLVERS:
         _read_entry_points()
-    if not isinstance(name, str) or name not in _SOLVERS:
+    if name not in _SOLVERS:
         raise UnknownNameError("method", name, [*_SOLVERS, "auto"])
     return _SOLVERS[name]
 

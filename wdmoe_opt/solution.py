@@ -14,7 +14,7 @@ from wdmoe_opt.errors import UnsupportedError
 from wdmoe_opt.metrics import Evaluation, Violation, evaluate
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import BoundKind, Termination
-from wdmoe_opt.validation import RealArray
+from wdmoe_opt.validation import RealArray, freeze
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,8 @@ class Solution:
     ) -> Self:
         """Price a user's own point; arguments as in `evaluate`."""
         priced = evaluate(problem, keep, bandwidth)
-        selection = problem.checked_keep(keep) if problem.selectable else None
+        # A copy: the caller's array may change later, the price would not.
+        selection = freeze(problem.checked_keep(keep).copy()) if problem.selectable else None
         given = Termination("heuristic", detail="given by the user")
         return cls(problem, selection, priced.bandwidth, priced, termination=given)
 
@@ -126,6 +127,8 @@ class Solution:
         """(latency - lower_bound) / latency; inf without a bound."""
         if self.bound_kind == "none":
             return math.inf
+        if self.latency == self.lower_bound:
+            return 0.0
         return (self.latency - self.lower_bound) / self.latency
 
     def gate_weights(self, *, renormalise: bool = True) -> RealArray:
