@@ -326,3 +326,28 @@ def test_built_in_solvers_are_listed_with_their_abilities() -> None:
     assert infos["wdmoe"].options["alpha"] == 0.5
     assert "rounds" in infos["wdmoe"].options
     assert "rounds" not in infos["wdmoe-selection"].options
+
+
+def test_solution_survives_pickling() -> None:
+    """A solution can be sent to another process and keeps its numbers."""
+    import pickle
+
+    solution = wo.solve(wo.load_instance("gpt-oss-20b-decode", blocks=1), "topk")
+    copy = pickle.loads(pickle.dumps(solution))
+    assert copy.latency == solution.latency
+    assert copy.wlr == solution.wlr
+    assert (copy.keep == solution.keep).all()
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_solver_with_open_options() -> None:
+    """A solver that ends in **options receives whatever is given."""
+    seen = {}
+
+    def open_ended(problem: wo.Problem, control: wo.Control, **options: object) -> wo.Point:
+        seen.update(options)
+        return wo.Point(problem.top_k_keep, problem.uniform_bandwidth, wo.Termination("heuristic"))
+
+    wo.register_solver("open-ended-test", open_ended, summary="test")
+    wo.solve(wo.load_instance("gpt-oss-20b-decode", blocks=1), "open-ended-test", colour="red")
+    assert seen == {"colour": "red"}

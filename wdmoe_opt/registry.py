@@ -156,6 +156,12 @@ class SolverInfo:
         parameters = list(inspect.signature(self.function).parameters.values())[2:]
         return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
 
+    @cached_property
+    def takes_any_option(self) -> bool:
+        """Whether the solver's signature ends in ``**options``, which no list can check."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return self.options_class is None and any(p.kind is p.VAR_KEYWORD for p in parameters)
+
     def run(self, problem: Problem, control: Control, options: Mapping[str, Any]) -> Point:
         """Call the solver, without any checks."""
         if self.options_class is not None:
@@ -279,7 +285,7 @@ def check_request(info: SolverInfo, problem: Problem, options: Iterable[str]) ->
     if not available:
         raise UnsupportedError(f"method {info.name!r} is not available: {available.reason}")
     for name in options:
-        if name not in info.options:
+        if name not in info.options and not info.takes_any_option:
             raise UnknownNameError(f"option of {info.name!r}", name, info.options or ["none"])
 
 
