@@ -247,7 +247,7 @@ def test_residual_grows_with_a_worse_point() -> None:
 def test_allocation_is_never_slower_than_equal_shares(
     arrays: dict[str, Any], seed: int, dispatch: str
 ) -> None:
-    """Any selection, both dispatch rules: feasible, at least as fast as equal shares, per block faster yet."""
+    """Any selection, both dispatch rules: feasible, no slower than equal shares, per block faster yet."""
     problem = wo.Problem(wo.Instance.from_arrays(**arrays), dispatch=dispatch)
     keep = random_keep(problem, seed)
     shared = wo.allocate_bandwidth(problem, keep).bandwidth
@@ -431,7 +431,7 @@ class ConicModel:
 @pytest.mark.parametrize(("blocks", "devices"), SHAPES)
 @pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 def test_clarabel_agrees_or_is_worse(blocks: int, devices: int) -> None:
-    """250 problems of each shape by CVXPY and Clarabel: ours agrees to 1e-6 or is better; mostly it agrees."""
+    """250 problems of each shape by CVXPY and Clarabel: ours agrees to 1e-6 or is better."""
     rng = np.random.default_rng(2)
     model = ConicModel(blocks, devices)
     seen = []

@@ -17,6 +17,7 @@ from wdmoe_opt.errors import InputError, UnknownNameError
 from wdmoe_opt.validation import (
     IntArray,
     RealArray,
+    float_array,
     freeze,
     int_array,
     per_device,
@@ -160,6 +161,11 @@ class Instance:
         self._put("gain_up", up)
         for name in ("power_down", "power_up"):
             self._put(name, per_device(name, getattr(self, name), devices, minimum=0, above=True))
+            # Kernels see P g / N0 only.
+            with np.errstate(over="ignore"):
+                snr = getattr(self, name) * getattr(self, name.replace("power", "gain")) / self.noise_density
+            rule = "must keep power x gain / noise_density finite"
+            refuse_where(name.replace("power", "gain"), ~np.isfinite(snr), snr, rule)
         self._check_limits(devices)
         return devices
 
@@ -171,10 +177,7 @@ class Instance:
         for name in allowed:
             if getattr(self, name) is not None:
                 self._put(name, real_scalar(name, getattr(self, name), minimum=0))
-        try:
-            times = np.array(self.token_time_link, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise InputError("token_time_link", "must be an array of numbers") from None
+        times = float_array("token_time_link", self.token_time_link)
         if times.ndim != 1 or times.size == 0:
             raise InputError("token_time_link", f"must have shape (devices,), got {times.shape}")
         refuse_where("token_time_link", ~(times >= 0), times, "must be at least 0 (inf: unreachable)")
@@ -239,7 +242,8 @@ class Instance:
             top_k = top_k.item()
         self._put("top_k", whole("top_k", top_k, 1, m, f"must be at least 1 and at most m = {m}"))
         # `not >`: also catches a sum that is zero; weights are finite and >= 0 by now.
-        mass = weights[:, :, : self.top_k].sum(axis=2)
+        with np.errstate(over="ignore"):
+            mass = weights[:, :, : self.top_k].sum(axis=2)
         refuse_where("gate_weights", ~(mass > 0), mass, "a token's top-k weights must not all be zero")
         refuse_where("gate_weights", ~np.isfinite(mass), mass, "a token's weights must have a finite sum")
         self._put("expert_ids", ids)
@@ -260,7 +264,7 @@ class Instance:
             self._put(name, times)
         self._put("link_delay", per_device("link_delay", self.link_delay, devices, minimum=0))
         if self.compute_power is not None:
-            power = np.array(self.compute_power, dtype=np.float64)
+            power = float_array("compute_power", self.compute_power)
             require_shape("compute_power", power, (devices,), "(devices,)")
             bad = (power < 0) | np.isinf(power)
             refuse_where("compute_power", bad, power, "must be finite and at least 0, or NaN for unknown")
@@ -357,7 +361,9 @@ class Instance:
         full = real_array("gates", gates, minimum=0)
         if full.ndim != 3 or full.size == 0:
             raise InputError("gates", f"must have shape (blocks, tokens, experts), got {full.shape}")
-        m = full.shape[2] if columns is None else whole("columns", columns, 1, full.shape[2], "too many")
+        experts = full.shape[2]
+        rule = f"must be at least 1 and at most the {experts} experts"
+        m = experts if columns is None else whole("columns", columns, 1, experts, rule)
         # Stable: among equal weights the lowest expert index comes first.
         order = np.argsort(-full, axis=2, kind="stable")[:, :, :m]
         weights = np.take_along_axis(full, order, axis=2)
@@ -406,12 +412,15 @@ class Instance:
                 real_array(name, value, minimum=0, above=name == "device_tflops")
         if (flop_per_token is None) != (device_tflops is None):
             raise InputError("device_tflops", "device_tflops and flop_per_token must be given together")
-        loss = np.asarray(path_loss_db, dtype=np.float64)
+        loss = float_array("path_loss_db", path_loss_db)
         refuse_where("path_loss_db", np.isnan(loss) | np.isneginf(loss), loss, "must be a number or +inf")
         gain = units.path_loss_db_to_gain(loss)
+        whole("width", width, 1, 2**31 - 1, "must be at least 1")
         bits = units.bits_per_token(real_scalar("bits_per_value", bits_per_value, minimum=0), width)
         if device_tflops is not None and flop_per_token is not None:
-            arrays["compute_time"] = _compute_times(flop_per_token, device_tflops, arrays)
+            arrays["compute_time"] = _compute_times(
+                flop_per_token, device_tflops, loss.shape[-1] if loss.ndim else 1, arrays.get("expert_device")
+            )
         return cls.from_arrays(
             gain_down=gain,
             gain_up=gain,
@@ -445,6 +454,10 @@ class Instance:
         """Return a variant with some fields changed; ``None`` removes a field."""
         fields: dict[str, Any] = {**self.arrays(copy=False), "name": self.name, "provenance": self.provenance}
         return type(self).from_arrays(**{**fields, **changes})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Through the front door: a pickled mapping proxy is impossible, a writable copy unwanted.
+        return _rebuilt, (type(self), self.arrays(copy=False), self.name, dict(self.provenance))
 
     def save(self, path: str | Path) -> None:
         """Write the instance to ``path``; ``.npz`` or ``.json`` by its ending (see `files`)."""
@@ -494,12 +507,28 @@ def _check_candidates(ids: IntArray, weights: RealArray) -> None:
         )
 
 
-def _compute_times(flop: ArrayLike, tflops: ArrayLike, arrays: dict[str, Any]) -> Any:
+def _rebuilt(kind: type[Instance], arrays: dict[str, Any], name: str, provenance: dict[str, Any]) -> Instance:
+    return kind.from_arrays(**arrays, name=name, provenance=provenance)
+
+
+def _compute_times(flop: ArrayLike, tflops: ArrayLike, devices: int, hosts: Any) -> Any:
     """Seconds per token, per device if the work is the same for all experts, else per expert."""
-    rate = np.asarray(tflops, dtype=np.float64)
-    if np.ndim(flop) and rate.ndim and arrays.get("expert_device") is not None:
-        hosts = int_array("expert_device", arrays["expert_device"])
-        bad = (hosts < 0) | (hosts >= rate.size)
-        refuse_where("expert_device", bad, hosts, f"must name a device, 0 to {rate.size - 1}")
-        rate = rate[hosts]
-    return units.compute_time_per_token(flop, rate)
+    work, rate = np.asarray(flop, dtype=np.float64), np.asarray(tflops, dtype=np.float64)
+    if work.ndim == 0:
+        return units.compute_time_per_token(work, rate)
+    if rate.ndim:
+        require_shape("device_tflops", rate, (devices,), "(devices,) or a scalar")
+    hosts = np.arange(devices) if hosts is None else int_array("expert_device", hosts)
+    require_shape("flop_per_token", work, hosts.shape, "(experts,) or a scalar")
+    bad = (hosts < 0) | (hosts >= devices)
+    refuse_where("expert_device", bad, hosts, f"must name a device, 0 to {devices - 1}")
+    times = units.compute_time_per_token(work, rate[hosts] if rate.ndim else rate)
+    if times.size != devices:
+        return times
+    # As many numbers as devices are read per device, so they must be put in that order.
+    by_device = np.zeros(devices)
+    by_device[hosts] = times
+    unlike = by_device[hosts] != times
+    rule = "must be equal for experts of one device while there are as many experts as devices"
+    refuse_where("flop_per_token", unlike, work, rule)
+    return by_device

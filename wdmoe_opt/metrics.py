@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -283,7 +282,7 @@ def price(problem: Problem, keep: NDArray[np.bool_] | None, bandwidth: RealArray
         retention=float(block_retention.mean()),
         block_retention=freeze(block_retention),
         token_retention=freeze(retention),
-        block_wlr=MappingProxyType(block_wlr),
+        block_wlr=block_wlr,
         violations=tuple(
             _violations(problem, keep, bandwidth, latency, device_time, block_retention, retention, faults)
         ),

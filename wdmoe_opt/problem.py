@@ -160,6 +160,7 @@ class Problem:
         if self.allocation != "fixed" or inst.token_time_link is not None:
             raise InputError("bandwidth", "can only be given with allocation 'fixed' on a radio link")
         given = self.checked_bandwidth(self.bandwidth)
+        refuse_where("bandwidth", given < 0, given, "must be at least 0")
         over = given.sum(axis=-1) > (inst.total_bandwidth or 0.0) * (1 + FEASIBILITY_TOLERANCE)
         if over.any():
             raise InputError(
@@ -328,7 +329,10 @@ class Problem:
         inst = self.instance
         if not self.selectable:
             raise InputError("keep", "must be None: the instance has loads only, no selection")
-        array = np.asarray(keep)
+        try:
+            array = np.asarray(keep)
+        except ValueError as error:
+            raise InputError("keep", f"must be a rectangular array ({error})") from None
         require_shape(
             "keep", array, (inst.blocks, inst.tokens, inst.columns), "(blocks, tokens, m) as expert_ids"
         )
@@ -344,6 +348,12 @@ class Problem:
         for name in changes:
             if name not in known:
                 raise UnknownNameError("Problem", name, known)
+        if "instance" in changes:
+            # One floor for all blocks stays one, whatever the number of blocks.
+            for name in ("min_retention", "min_token_retention"):
+                floor = np.unique(getattr(self, name))
+                if floor.size == 1:
+                    changes.setdefault(name, float(floor[0]))
         return replace(self, **changes)
 
     def __repr__(self) -> str:
@@ -355,14 +365,22 @@ class Problem:
 
 
 def _equal_shares(low: RealArray, high: RealArray, total: float) -> RealArray:
-    """Water-fill: shares as equal as the limits allow, summing to the total or to all caps."""
-    share: RealArray = np.clip(np.full(low.size, total / low.size), low, high)
-    for _ in range(low.size):
-        rest = total - share.sum()
-        if abs(rest) <= 1e-14 * total:
-            break
-        free = share < high if rest > 0 else share > low
-        if not free.any():
-            break
-        share[free] = np.clip(share[free] + rest / free.sum(), low[free], high[free])
+    """Water-fill: one level for all, clipped to the limits, sums to the total (or all caps, or minimums)."""
+    if high.sum() <= total:
+        return high.copy()
+    if low.sum() >= total:
+        return low.copy()
+    # Between neighbouring limits the sum is linear in the level.
+    edges = np.unique(np.concatenate([low, high[np.isfinite(high)], [0.0, total]]))
+    first, last = 0, edges.size - 1
+    while last - first > 1:
+        middle = (first + last) // 2
+        if np.clip(edges[middle], low, high).sum() <= total:
+            first = middle
+        else:
+            last = middle
+    floor = np.clip(edges[first], low, high)
+    moving = (low <= edges[first]) & (high > edges[first])
+    level = edges[first] + (total - floor.sum()) / moving.sum()
+    share: RealArray = np.clip(level, low, high)
     return share

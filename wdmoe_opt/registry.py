@@ -185,6 +185,12 @@ class SolverInfo:
         parameters = list(inspect.signature(self.function).parameters.values())[2:]
         return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
 
+    @cached_property
+    def takes_any_option(self) -> bool:
+        """Whether the solver's signature ends in ``**options``, which no list can check."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return self.options_class is None and any(p.kind is p.VAR_KEYWORD for p in parameters)
+
     def run(self, problem: Problem, control: Control, options: Mapping[str, Any]) -> Point:
         """Call the solver, without any checks."""
         if self.options_class is not None:
@@ -193,7 +199,7 @@ class SolverInfo:
 
     def availability(self) -> Availability:
         """Whether the modules it needs are installed."""
-        missing = [name for name in self.requires if find_spec(name) is None]
+        missing = [name for name in self.requires if not _importable(name)]
         hint = f"; install wdmoe_opt[{self.extra}]" if self.extra else ""
         if missing:
             return Availability(False, f"{', '.join(missing)} not installed{hint}")
@@ -215,6 +221,13 @@ class SolverInfo:
         if not self.activation and (problem.tables.activation.any() or problem.tables.link_delay.any()):
             return "it does not take activation times or link delays into account"
         return "" if self.restriction is None else str(_load(self.restriction)(problem))
+
+
+def _importable(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # a parent package is missing, or was stubbed out
+        return False
 
 
 def _load(target: Any) -> Any:
@@ -275,9 +288,11 @@ def find_solver(name: str) -> SolverInfo:
     UnknownNameError
         If there is none.
     """
+    if not isinstance(name, str):
+        raise UnknownNameError("method", name, [*_SOLVERS, "auto"])
     if name not in _SOLVERS:
         _read_entry_points()
-    if not isinstance(name, str) or name not in _SOLVERS:
+    if name not in _SOLVERS:
         raise UnknownNameError("method", name, [*_SOLVERS, "auto"])
     return _SOLVERS[name]
 
@@ -302,7 +317,7 @@ def check_request(info: SolverInfo, problem: Problem, options: Iterable[str]) ->
     if not available:
         raise UnsupportedError(f"method {info.name!r} is not available: {available.reason}")
     for name in options:
-        if name not in info.options:
+        if name not in info.options and not info.takes_any_option:
             raise UnknownNameError(f"option of {info.name!r}", name, info.options or ["none"])
 
 

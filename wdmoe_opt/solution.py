@@ -14,7 +14,7 @@ from wdmoe_opt.errors import UnsupportedError
 from wdmoe_opt.metrics import Evaluation, Violation, evaluate
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import BoundKind, Termination
-from wdmoe_opt.validation import RealArray
+from wdmoe_opt.validation import RealArray, freeze
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,8 @@ class Solution:
     ) -> Self:
         """Price a user's own point; arguments as in `evaluate`."""
         priced = evaluate(problem, keep, bandwidth)
-        selection = problem.checked_keep(keep) if problem.selectable else None
+        # A copy: the caller's array may change later, the price would not.
+        selection = freeze(problem.checked_keep(keep).copy()) if problem.selectable else None
         given = Termination("heuristic", detail="given by the user")
         return cls(problem, selection, priced.bandwidth, priced, termination=given)
 
@@ -125,7 +126,11 @@ class Solution:
     def gap(self) -> float:
         """Distance of objective and bound over the objective; inf without a bound or a point."""
         value = self.objective
-        if self.bound_kind == "none" or not math.isfinite(value) or value == 0:
+        if self.bound_kind == "none" or not math.isfinite(value):
+            return math.inf
+        if value == self.lower_bound:
+            return 0.0
+        if value == 0:
             return math.inf
         sign = 1.0 if self.problem.objective == "latency" else -1.0
         return sign * (value - self.lower_bound) / value

@@ -6,11 +6,11 @@ from dataclasses import fields
 from time import perf_counter
 from typing import Any
 
-from wdmoe_opt.errors import InputError
+from wdmoe_opt.errors import InputError, WdmoeError
 from wdmoe_opt.instance import Instance
-from wdmoe_opt.metrics import price, unpriced
+from wdmoe_opt.metrics import evaluate, unpriced
 from wdmoe_opt.problem import Problem
-from wdmoe_opt.registry import Control, SolverInfo, Termination, check_request, find_solver
+from wdmoe_opt.registry import Control, Point, SolverInfo, Termination, check_request, find_solver
 from wdmoe_opt.solution import Solution
 from wdmoe_opt.validation import real_scalar, whole
 
@@ -92,12 +92,17 @@ def _run(
     began = perf_counter()
     point = info.run(problem, control, options)
     found = perf_counter()
-    priced = unpriced(problem) if point.empty else price(problem, point.keep, point.bandwidth)
+    if not isinstance(point, Point):
+        raise WdmoeError(f"method {info.name!r} returned a {type(point).__name__}, not a Point")
+    try:
+        priced = unpriced(problem) if point.empty else evaluate(problem, point.keep, point.bandwidth)
+    except InputError as error:
+        raise WdmoeError(f"method {info.name!r} returned a malformed point: {error}") from error
     done = perf_counter()
     return Solution(
         problem,
-        point.keep,
-        point.bandwidth,
+        None if point.keep is None else problem.checked_keep(point.keep),
+        priced.bandwidth,
         priced,
         method=info.name,
         lower_bound=point.lower_bound,

@@ -16,12 +16,13 @@ IntArray = NDArray[np.int64]
 def _raw(field: str, value: Any) -> NDArray[Any]:
     if isinstance(value, np.ndarray):
         array = value
-    elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        array = np.from_dlpack(value)
     else:
         try:
-            array = np.asarray(value)
-        except (ValueError, TypeError) as error:
+            if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+                array = np.from_dlpack(value)
+            else:
+                array = np.asarray(value)
+        except (ValueError, TypeError, RuntimeError, BufferError, OverflowError) as error:
             raise InputError(field, f"must be a rectangular array of numbers ({error})") from None
     if array.dtype.kind not in "iuf":
         raise InputError(field, f"must hold real numbers, got dtype {array.dtype}")
@@ -35,9 +36,14 @@ def refuse_where(field: str, bad: NDArray[np.bool_], array: NDArray[Any], rule: 
         raise InputError(field, rule, index=index or None, value=array[index].item())
 
 
+def float_array(field: str, value: Any) -> RealArray:
+    """Float64 copy of ``value``; NaN and infinities are left for the caller to judge."""
+    return np.array(_raw(field, value), dtype=np.float64, order="C")
+
+
 def real_array(field: str, value: Any, *, minimum: float | None = None, above: bool = False) -> RealArray:
     """Finite float64 copy of ``value``, optionally with a lower limit (strict if ``above``)."""
-    array = np.array(_raw(field, value), dtype=np.float64, order="C")
+    array = float_array(field, value)
     refuse_where(field, ~np.isfinite(array), array, "must be finite")
     if minimum is not None:
         word = "greater than" if above else "at least"

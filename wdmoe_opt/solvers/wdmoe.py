@@ -242,7 +242,7 @@ def _search(
 
 
 def _relative(value: float, reference: float) -> float:
-    """Ratio of two WLRs, either of which is 0 where a device has no rate and infinite where it needs no time."""
+    """Ratio of two WLRs; either may be 0 (a device without a rate) or infinite (one that needs no time)."""
     if value == reference:
         return 1.0
     return value / reference if reference > 0.0 else float("inf")
