@@ -214,8 +214,9 @@ class TimedModel(IntegerModel):
         a_ik R_ik >= L sent_ik,   R_ik <= b log2(1 + c_ik / b),   sum_k b_k <= B,   low <= b <= high
         busy_ik + a_ik^down + a_ik^up <= T_i
 
-    The rate is written (b + c) ln(b + c) - c ln(b + c) - b ln b: entropy terms, which are defined at
-    b = 0 and known to global solvers. The air time lets a device without load have no bandwidth.
+    The rate is written b ln c + b ln(1 + b / c) - b ln b: the last is an entropy term, which global
+    solvers know and which is defined at b = 0, and no term is large where c is. The air time lets a
+    device without load have no bandwidth.
     """
 
     #: Largest latency of a block in time units that a solution worth finding can have.
@@ -256,7 +257,9 @@ class TimedModel(IntegerModel):
             fill(model.link_time, link_time_parameter(problem, data.time_unit))
             return
         for d in data.directions:
-            fill(model.find_component(f"snr_{d}"), data.snr(d))
+            snr = np.where(data.snr(d) > 0, data.snr(d), 1.0)  # an unreachable device has no pairs
+            fill(model.find_component(f"log_snr_{d}"), np.log(snr))
+            fill(model.find_component(f"noise_{d}"), 1.0 / snr)
             fill(model.find_component(f"equal_rate_{d}"), data.equal_rate(d))
             fill(model.find_component(f"slow_{d}"), data.slow(d))
         for (row, k), share in model.share.items():
@@ -278,9 +281,9 @@ class TimedModel(IntegerModel):
 
         def rate_limit(m: Any, i: int, k: int, d: str) -> Any:
             b = m.share[i if rows > 1 else 0, k]
-            c = m.find_component(f"snr_{d}")[i, k]
+            log_c, inverse = m.find_component(f"log_snr_{d}")[i, k], m.find_component(f"noise_{d}")[i, k]
             scale = m.find_component(f"equal_rate_{d}")[i, k]
-            spectral = (b + c) * pyo.log(b + c) - c * pyo.log(b + c) - b * pyo.log(b)
+            spectral = b * log_c + b * pyo.log(1 + b * inverse) - b * pyo.log(b)
             return scale * m.find_component(f"rate_{d}")[i, k] <= spectral
 
         def carries(m: Any, i: int, k: int, d: str) -> Any:
@@ -289,7 +292,7 @@ class TimedModel(IntegerModel):
 
         airs = []
         for d in self.data.directions:
-            for name in ("snr", "equal_rate", "slow"):
+            for name in ("log_snr", "noise", "equal_rate", "slow"):
                 model.add_component(f"{name}_{d}", pyo.Param(*fleet, mutable=True, initialize=1.0))
             rate = pyo.Var(*fleet, bounds=(0, None))
             air = pyo.Var(*fleet, bounds=(0, self.latest))

@@ -348,5 +348,15 @@ for _info in (
         bound="claimed",
         objectives=("latency", "retention"),
     ),
+    SolverInfo(
+        "minlp",
+        "the joint mixed-integer nonlinear program by an installed global solver (SCIP, Gurobi, ...)",
+        "wdmoe_opt.solvers.minlp:minlp",
+        honours_floors=True,
+        bound="claimed",
+        requires=("pyomo",),
+        extra="models",
+        probe="wdmoe_opt.solvers.minlp:probe",
+    ),
 ):
     add_solver(_info)
