@@ -160,7 +160,7 @@ class IntegerModel:
 
         model, data = self.model, self.data
         group, where = data.groups
-        experts, devices, transfers = defaultdict(list), defaultdict(list), defaultdict(list)
+        experts, devices, members = defaultdict(list), defaultdict(list), defaultdict(list)
         for p, e, k in zip(model.pairs, data.pair_expert, data.pair_device, strict=True):
             experts[p[0], int(e)].append(p)
             devices[p[0], int(k)].append(p)
@@ -171,20 +171,22 @@ class IntegerModel:
         sent: Any = model.select
         if data.problem.tables.by_device:
             for p, g in zip(model.pairs, group, strict=True):
-                transfers[int(g)].append(p)
+                members[int(g)].append(p)
             model.send = sent = pyo.Var(range(len(where)), bounds=(0, 1))
-            links = [(g, *p) for g, members in transfers.items() for p in members]
+            links = [(g, *p) for g, group_pairs in members.items() for p in group_pairs]
             model.sends = pyo.Constraint(links, rule=lambda _, g, *p: model.send[g] >= model.select[p])
             cells = defaultdict(list)
             for g, (i, _, k) in enumerate(where):
                 cells[int(i), int(k)].append(g)
         else:
             cells = devices
+        #: Variables of the transfers, in the order of ``data.groups``.
+        self.transfers = [sent[x] for x in (range(len(where)) if sent is not model.select else model.pairs)]
         model.sent = pyo.Expression(*fleet, rule=lambda _, i, k: sum(sent[x] for x in cells[i, k]))
         model.running = pyo.Var(model.blocks, model.experts, bounds=(0, 1))
         model.loaded = pyo.Var(*fleet, bounds=(0, 1))
-        active = [(e, p) for (_, e), members in experts.items() if data.activation[e] > 0 for p in members]
-        loaded = [(k, p) for (_, k), members in devices.items() if data.delay[k] > 0 for p in members]
+        active = [(e, p) for (_, e), users in experts.items() if data.activation[e] > 0 for p in users]
+        loaded = [(k, p) for (_, k), users in devices.items() if data.delay[k] > 0 for p in users]
         model.activates = pyo.ConstraintList()
         for e, p in active:
             model.activates.add(model.running[p[0], e] >= model.select[p])
@@ -234,7 +236,7 @@ class TimedModel(IntegerModel):
             model.link_time = pyo.Param(*fleet, mutable=True, initialize=0.0)
             model.air_time = pyo.Expression(*fleet, rule=lambda m, i, k: m.link_time[i, k] * m.sent[i, k])
         else:
-            self._add_radio()
+            self.add_radio()
         model.device_time = pyo.Expression(*fleet, rule=lambda m, i, k: m.busy[i, k] + m.air_time[i, k])
         model.waits = pyo.Constraint(*fleet, rule=lambda m, i, k: m.device_time[i, k] <= m.latency[i])
         if self.data.problem.max_latency is not None:
@@ -256,28 +258,44 @@ class TimedModel(IntegerModel):
         if problem.allocation == "fixed":
             fill(model.link_time, link_time_parameter(problem, data.time_unit))
             return
+        self.fill_shares(data)
+        self.fill_radio(data)
+
+    def add_shares(self) -> None:
+        """Add the shares of the bandwidth and their budget."""
+        import pyomo.environ as pyo
+
+        model = self.model
+        model.rows = pyo.RangeSet(0, self.data.rows - 1)
+        model.share = pyo.Var(model.rows, model.devices, bounds=(0, 1))
+        self.variables["share"] = model.share
+        model.budget = pyo.Constraint(
+            model.rows, rule=lambda m, row: sum(m.share[row, k] for k in m.devices) <= 1
+        )
+
+    def fill_shares(self, data: Data) -> None:
+        """Limits of the shares."""
+        for (_, k), share in self.model.share.items():
+            share.setlb(float(data.low[k]))
+            share.setub(float(data.high[k]))
+
+    def fill_radio(self, data: Data) -> None:
+        """Numbers of the rates."""
+        model = self.model
         for d in data.directions:
             snr = np.where(data.snr(d) > 0, data.snr(d), 1.0)  # an unreachable device has no pairs
             fill(model.find_component(f"log_snr_{d}"), np.log(snr))
             fill(model.find_component(f"noise_{d}"), 1.0 / snr)
             fill(model.find_component(f"equal_rate_{d}"), data.equal_rate(d))
             fill(model.find_component(f"slow_{d}"), data.slow(d))
-        for (row, k), share in model.share.items():
-            share.setlb(float(data.low[k]))
-            share.setub(float(data.high[k]))
-            assert row < data.rows
 
-    def _add_radio(self) -> None:
+    def add_radio(self) -> None:
+        """Add shares, rates and air times."""
         import pyomo.environ as pyo
 
+        self.add_shares()
         model, rows = self.model, self.data.rows
         fleet = (model.blocks, model.devices)
-        model.rows = pyo.RangeSet(0, rows - 1)
-        model.share = pyo.Var(model.rows, model.devices, bounds=(0, 1))
-        self.variables["share"] = model.share
-        model.budget = pyo.Constraint(
-            model.rows, rule=lambda m, row: sum(m.share[row, k] for k in m.devices) <= 1
-        )
 
         def rate_limit(m: Any, i: int, k: int, d: str) -> Any:
             b = m.share[i if rows > 1 else 0, k]

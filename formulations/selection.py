@@ -15,12 +15,8 @@ caps on the loads make it a transportation problem (fact 9); in general it conta
 
 from __future__ import annotations
 
-import numpy as np
-
 from wdmoe_opt.errors import UnsupportedError
-from wdmoe_opt.floors import fixed_link_times, richest_keep
 from wdmoe_opt.formulations.pyomo_parts import TimedModel
-from wdmoe_opt.metrics import price
 from wdmoe_opt.problem import Problem
 
 
@@ -52,9 +48,8 @@ class SelectionModel(TimedModel):
     (True, True)
     """
 
-    def time_unit(self, problem: Problem) -> float:
-        """Latency of the richest selection at the given bandwidth, s."""
+    def time_unit(self, problem: Problem) -> float | None:
+        """The default; refuses other allocations."""
         if problem.allocation != "fixed":
             raise UnsupportedError(f"the model of P-SEL needs allocation 'fixed', got {problem!r}")
-        value = price(problem, richest_keep(problem), problem.fixed_bandwidth).latency
-        return value if np.isfinite(value) and value > 0 else float(np.nanmax(fixed_link_times(problem)))
+        return None

@@ -349,6 +349,16 @@ for _info in (
         objectives=("latency", "retention"),
     ),
     SolverInfo(
+        "milp",
+        "mixed-integer linear programs by HiGHS, with tangents to the link time where bandwidth is free",
+        "wdmoe_opt.solvers.milp:milp",
+        honours_floors=True,
+        bound="claimed",
+        objectives=("latency", "retention"),
+        requires=("pyomo", "highspy"),
+        extra="models",
+    ),
+    SolverInfo(
         "minlp",
         "the joint mixed-integer nonlinear program by an installed global solver (SCIP, Gurobi, ...)",
         "wdmoe_opt.solvers.minlp:minlp",
