@@ -74,7 +74,7 @@ class _Joint:
         self._root = {d: cp.Parameter((blocks, devices), nonneg=True) for d in data.directions}
         self._compute_root = cp.Parameter((blocks, devices), nonneg=True)
         sent, self.constraints = self.flow, list(self.radio.constraints)
-        if len(where) < len(group):
+        if data.problem.tables.by_device:
             sent = cp.Variable(len(where), nonneg=True)
             self.constraints.append(sent[group] >= self.flow)
         cells = where[:, 0] * devices + where[:, 2]

@@ -132,11 +132,10 @@ def _fixed_point(
         value, status = _value(model)
         solves += 1
         if status != "optimal" or value is None:
-            # No service at all fits so short a horizon: the block takes longer.
-            if status.startswith("infeasible"):
-                bound, low = max(bound, horizon * (1 - VALUE_TOLERANCE)), horizon
-                continue
-            break
+            if not status.startswith("infeasible"):
+                break
+            low = horizon  # a status is no proof: the bound is left as it is
+            continue
         bound = max(bound, min(horizon, value))
         low, high = (horizon, min(high, value)) if value > horizon else (max(low, value), horizon)
         rounded = _rounded(problem, model)
