@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,11 @@ from wdmoe_opt.validation import (
     require_shape,
     whole,
 )
+
+if TYPE_CHECKING:
+    from wdmoe_opt.formulations.bandwidth import BandwidthModel
+    from wdmoe_opt.formulations.joint_latency import JointLatencyModel
+    from wdmoe_opt.formulations.pyomo_parts import TimedModel
 
 Objective = Literal["latency", "wlr-token", "wlr-device", "wlr-block", "retention"]
 Allocation = Literal["shared", "per-block", "fixed"]
@@ -341,6 +346,42 @@ class Problem:
                 raise InputError("keep", f"must be boolean, got dtype {array.dtype}")
             refuse_where("keep", (array != 0) & (array != 1), array, "must be 0 or 1")
         return np.ascontiguousarray(array, dtype=np.bool_)
+
+    def to_cvxpy(self) -> JointLatencyModel | BandwidthModel:
+        """Return the convex model of this problem, to extend it or to use another solver (extra ``models``).
+
+        Returns
+        -------
+        JointLatencyModel or BandwidthModel
+            With ``problem`` (a `cvxpy.Problem`), ``variables``, ``extract()`` and ``update(problem)``.
+            The first is the relaxation of fact 5; the second, where only loads are known, is exact.
+
+        Raises
+        ------
+        UnsupportedError
+            If the objective is not latency or the bandwidth is fixed: see `to_pyomo`.
+        """
+        from wdmoe_opt.formulations import cvxpy_model
+
+        return cvxpy_model(self)
+
+    def to_pyomo(self) -> TimedModel:
+        """Return the exact integer model of this problem as a Pyomo model (extra ``models``).
+
+        Returns
+        -------
+        SelectionModel, JointModel, RetentionModel or WlrModel
+            With ``model`` (a `pyomo.environ.ConcreteModel`), ``variables``, ``extract()`` and
+            ``update(problem)``.
+
+        Raises
+        ------
+        UnsupportedError
+            If only loads are known: see `to_cvxpy`.
+        """
+        from wdmoe_opt.formulations import pyomo_model
+
+        return pyomo_model(self)
 
     def replace(self, **changes: Any) -> Self:
         """Return a variant with some request fields changed."""
