@@ -2,7 +2,9 @@
 
 Sets
     blocks i, devices k.
+
 Parameters
+----------
     s_ik    transfers to device k in block i, 1
     u_ik    time of device k that bandwidth cannot change (compute, activation, link delay), s
     L       payload of a transfer in each direction, bit
@@ -60,7 +62,9 @@ class RadioPart:
 
         blocks, devices = data.shape
         self.share = cp.Variable((data.rows, devices), nonneg=True, name="share")
-        self.rate = {d: cp.Variable((blocks, devices), nonneg=True, name=f"rate_{d}") for d in data.directions}
+        self.rate = {
+            d: cp.Variable((blocks, devices), nonneg=True, name=f"rate_{d}") for d in data.directions
+        }
         self._snr = {d: cp.Parameter((blocks, devices), nonneg=True) for d in data.directions}
         self._scale = {d: cp.Parameter((blocks, devices), nonneg=True) for d in data.directions}
         self._low = cp.Parameter(devices, nonneg=True)

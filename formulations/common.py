@@ -154,7 +154,14 @@ class Data:
         """What a model is built around; only numbers may change in an update."""
         p = self.problem
         parts = (self.pairs, self.pair_expert, self.pair_device, self.activation > 0, self.delay > 0)
-        request = (p.objective, p.allocation, p.dispatch, p.max_experts, p.max_latency is None, self.directions)
+        request = (
+            p.objective,
+            p.allocation,
+            p.dispatch,
+            p.max_experts,
+            p.max_latency is None,
+            self.directions,
+        )
         limits = (np.isfinite(p.tables.high), p.instance.expert_device)
         arrays = (None if a is None else (a.shape, a.tobytes()) for a in (*parts, *limits))
         return (*request, self.shape, self.tokens, *arrays)

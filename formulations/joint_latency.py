@@ -2,7 +2,9 @@
 
 Sets
     blocks i, tokens j, candidates e of a token, devices k; E_k the experts of device k.
+
 Parameters
+----------
     w_ije   gate weight over the token's top-k weight, 1
     rho_i, gamma_i   floors on the mean retention of a block and on that of each token, 1
     L       payload of a transfer in each direction, bit
@@ -79,7 +81,9 @@ class _Joint:
             self.constraints.append(sent[group] >= self.flow)
         cells = where[:, 0] * devices + where[:, 2]
         loads = _sums(cells, blocks * devices) @ sent / self.load_unit
-        self.constraints.append(cp.reshape(loads, (blocks, devices), order="C") <= cp.multiply(self.room, self.service))
+        self.constraints.append(
+            cp.reshape(loads, (blocks, devices), order="C") <= cp.multiply(self.room, self.service)
+        )
         self.constraints += [*self._selection(pace), *self._service()]
 
     def _selection(self, pace: Any) -> list[Any]:

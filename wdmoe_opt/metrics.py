@@ -306,7 +306,7 @@ def unpriced(problem: Problem) -> Evaluation:
         retention=float("nan"),
         block_retention=unknown,
         token_retention=freeze(np.full(problem.tables.mass.shape, np.nan)),
-        block_wlr=MappingProxyType(dict.fromkeys(WLR_READINGS, unknown)),
+        block_wlr=dict.fromkeys(WLR_READINGS, unknown),
         violations=(Violation("points found", (), 0.0, 1.0),),
     )
 

@@ -319,12 +319,13 @@ class Search:
         unit += np.bincount(hosts, t.compute, devices) / np.maximum(np.bincount(hosts, minlength=devices), 1)
         if i not in self._all_pairs:
             self._all_pairs[i] = sort_pairs(self.ids[i], self.share[i], self.allowed[i], hosts, devices)
-        times = np.where(self.sent[i] > 0, fixed + self.sent[i] * unit, 0.0)
+        used = self.sent[i] > 0
+        known = float((fixed[used] + self.sent[i, used] * unit[used]).max(initial=0.0))
         best = np.empty_like(self.keep[i])
         needed = self.block_floor[i] * self.kept.shape[1] - FLOOR_SLACK * self.kept.shape[1]
         if least_deadline(
             self.ids[i], self.share[i], self.allowed[i], hosts, fixed, unit, *self._all_pairs[i], needed,
-            float(times.max()), best,
+            known, best,
         ):  # fmt: skip
             self.keep[i] = best
             take_selection(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from time import perf_counter
 from typing import Any
 
@@ -114,14 +114,36 @@ def _run(
     )
 
 
+#: Token-candidate pairs up to which "auto" enumerates, and what alternating takes per pair, in s
+#: (measured with margin by ``python -m wdmoe_opt.benchmarks.heuristics``).
+AUTO_ENUMERATES = 24
+AUTO_SECONDS_PER_PAIR = 5e-6
+
+
+def pick_method(problem: Problem, control: Control) -> tuple[str, str]:
+    """Method that "auto" takes, and why, by what is asked, size and time limit."""
+    if not problem.selectable:
+        return "topk", "only bandwidth is free"
+    pairs = problem.allowed.size
+    if pairs <= AUTO_ENUMERATES and not find_solver("enumerate").refusal(problem):
+        return "enumerate", f"{pairs} token-expert pairs can be enumerated"
+    if problem.objective == "retention":
+        milp = find_solver("milp")
+        if milp.refusal(problem) or not milp.availability():
+            check_request(milp, problem, ())
+        return "milp", "retention under a latency cap"
+    limit = control.time_limit
+    seconds = pairs * AUTO_SECONDS_PER_PAIR
+    if limit is not None and seconds > limit:
+        return "greedy", f"{pairs} token-expert pairs would take alternating about {seconds:.2g} s"
+    return "alternating", f"{pairs} token-expert pairs"
+
+
 def _solve_auto(problem: Problem, control: Control, options: dict[str, Any]) -> Solution:
-    """The better of plain top-k and Algorithm 1 at optimal bandwidth: feasible first, then by objective."""
     if options:
         raise InputError(min(options), "cannot be set with method 'auto'; name a method")
-    names = ["topk", "wdmoe"] if problem.selectable else ["topk"]
-    tried = [_run(find_solver(name), problem, control, {}, perf_counter()) for name in names]
-    sign = 1.0 if problem.objective == "latency" else -1.0
-    best = min(tried, key=lambda s: (not s.feasible, sign * s.objective))
-    detail = f"auto took {best.method} out of {', '.join(names)}; {best.termination.detail}"
-    end = Termination(best.termination.reason, best.termination.limit, detail)
-    return Solution(**{**{f.name: getattr(best, f.name) for f in fields(Solution)}, "termination": end})
+    name, reason = pick_method(problem, control)
+    best = _run(find_solver(name), problem, control, {}, perf_counter())
+    end = best.termination
+    detail = f"auto took {name} ({reason}); {end.detail}"
+    return replace(best, termination=Termination(end.reason, end.limit, detail))

@@ -70,7 +70,12 @@ def test_joint_value_at_full_retention_is_that_of_the_bandwidth_problem(seed):
     )
     for allocation in ("shared", "per-block"):
         full = without_floors(
-            problem, instance=instance, min_retention=1.0, allocation=allocation, bandwidth=None, dispatch="expert"
+            problem,
+            instance=instance,
+            min_retention=1.0,
+            allocation=allocation,
+            bandwidth=None,
+            dispatch="expert",
         )
         assert (full.tables.weights[full.allowed] > 0).all()
         exact = wo.solve(full, "topk").latency
@@ -127,7 +132,8 @@ def test_units_do_not_matter(scale):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"allocation": "fixed"}, {"objective": "wlr-block"}, {"objective": "retention", "max_latency": 1.0}]
+    "changes",
+    [{"allocation": "fixed"}, {"objective": "wlr-block"}, {"objective": "retention", "max_latency": 1.0}],
 )
 def test_what_is_not_convex_is_refused(changes):
     with pytest.raises(wo.WdmoeError, match="to_pyomo"):

@@ -25,7 +25,7 @@ def device_caps(deadline: float, fixed: np.ndarray, unit: np.ndarray, tokens: in
         elif unit[k] <= 0.0:
             caps[k] = tokens
         else:
-            caps[k] = min(int(floor(room / unit[k] * (1.0 + 1e-13))), tokens)
+            caps[k] = min(floor(room / unit[k] * (1.0 + 1e-13)), tokens)
 
 
 @compiled

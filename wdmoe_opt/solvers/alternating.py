@@ -16,7 +16,6 @@ from wdmoe_opt.solvers.topk import equal_bandwidth
 from wdmoe_opt.solvers.wdmoe import Algorithm1, select
 from wdmoe_opt.validation import whole
 
-
 #: A round that improves by less than this part is the last from its start.
 ROUND_PROGRESS = 1e-4
 

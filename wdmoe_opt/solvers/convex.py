@@ -77,7 +77,12 @@ def _solve(problem: Problem, control: Control, max_solves: int) -> Point:
     detail = f"Clarabel: {status}, {solves} program(s); rounded and repaired"
     reached = "" if status == "optimal" else f" ({status}: no bound)"
     return conclude(
-        problem, keep, control, bound=bound if not reached else None, limit="rounding", detail=detail + reached
+        problem,
+        keep,
+        control,
+        bound=bound if not reached else None,
+        limit="rounding",
+        detail=detail + reached,
     )
 
 
