@@ -97,9 +97,10 @@ def allocate(problem: Problem, transfers: RealArray, busy: RealArray) -> Bandwid
         shared = np.empty(t.low.size)
         _, residual = shared_bandwidth(transfers, busy, *link, shared)
         return BandwidthAllocation(shared, residual)
-    rows = np.empty(transfers.shape)
+    blocks, devices = transfers.shape
+    rows = np.empty((blocks, devices))
     residual = 0.0
-    for i in range(rows.shape[0]):
+    for i in range(blocks):
         _, gap = block_bandwidth(
             transfers[i],
             busy[i],
