@@ -30,6 +30,10 @@ from wdmoe_opt.metrics import price
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.validation import IntArray, RealArray
 
+#: What to solve the convex models with: the data are normalised already, and Clarabel's own scaling on top
+#: of that makes it fail on devices that need no bandwidth.
+CLARABEL: dict[str, Any] = {"solver": "CLARABEL", "equilibrate_enable": False}
+
 
 @dataclass(frozen=True, eq=False)
 class Extract:
@@ -106,6 +110,12 @@ class Data:
         return 1 if self.problem.allocation == "shared" else self.shape[0]
 
     @property
+    def rate_rows(self) -> int:
+        """Different rate vectors: 1 if bandwidth and channel are the same in all blocks, else one per block."""
+        static = all(np.ptp(snr, axis=0).max() == 0 for snr in (self.snr_down, self.snr_up))
+        return 1 if self.rows == 1 and static else self.shape[0]
+
+    @property
     def directions(self) -> tuple[str, ...]:
         """Directions with a payload."""
         slow = {"down": self.slow_down, "up": self.slow_up}
@@ -154,7 +164,15 @@ class Data:
         """What a model is built around; only numbers may change in an update."""
         p = self.problem
         parts = (self.pairs, self.pair_expert, self.pair_device, self.activation > 0, self.delay > 0)
-        request = (p.objective, p.allocation, p.dispatch, p.max_experts, p.max_latency is None, self.directions)
+        request = (
+            p.objective,
+            p.allocation,
+            p.dispatch,
+            p.max_experts,
+            p.max_latency is None,
+            self.directions,
+            self.rate_rows,
+        )
         limits = (np.isfinite(p.tables.high), p.instance.expert_device)
         arrays = (None if a is None else (a.shape, a.tobytes()) for a in (*parts, *limits))
         return (*request, self.shape, self.tokens, *arrays)

@@ -152,14 +152,18 @@ class WlrModel(TimedModel):
         model.ratios = pyo.Constraint(
             model.blocks,
             model.tokens,
-            rule=lambda m, i, j: m.ratio[i, j] * sum(m.select[p] for p in members[i, j])
-            <= sum(m.gate_weight[p] * m.select[p] * m.expert_rate[i, expert[p]] for p in members[i, j]),
+            rule=lambda m, i, j: (
+                m.ratio[i, j] * sum(m.select[p] for p in members[i, j])
+                <= sum(m.gate_weight[p] * m.select[p] * m.expert_rate[i, expert[p]] for p in members[i, j])
+            ),
         )
         every = (model.blocks, model.experts)
         if data.problem.allocation == "fixed":
             model.serves = pyo.Constraint(
                 *every,
-                rule=lambda m, i, e: m.expert_rate[i, e] * (m.link_time[i, int(hosts[e])] + m.compute[e]) <= 1,
+                rule=lambda m, i, e: (
+                    m.expert_rate[i, e] * (m.link_time[i, int(hosts[e])] + m.compute[e]) <= 1
+                ),
             )
         else:
             part = pyo.Var(*every, list(data.directions), bounds=(0, 1))
@@ -167,13 +171,15 @@ class WlrModel(TimedModel):
             model.legs = pyo.Constraint(
                 *every,
                 list(data.directions),
-                rule=lambda m, i, e, d: m.leg[i, e, d] * m.find_component(f"rate_{d}")[i, int(hosts[e])]
-                >= m.find_component(f"slow_{d}")[i, int(hosts[e])] * m.expert_rate[i, e],
+                rule=lambda m, i, e, d: (
+                    m.leg[i, e, d] * m.find_component(f"rate_{d}")[i, int(hosts[e])]
+                    >= m.find_component(f"slow_{d}")[i, int(hosts[e])] * m.expert_rate[i, e]
+                ),
             )
             model.serves = pyo.Constraint(
                 *every,
-                rule=lambda m, i, e: sum(m.leg[i, e, d] for d in data.directions)
-                + m.compute[e] * m.expert_rate[i, e]
-                <= 1,
+                rule=lambda m, i, e: (
+                    sum(m.leg[i, e, d] for d in data.directions) + m.compute[e] * m.expert_rate[i, e] <= 1
+                ),
             )
         return sum(model.ratio.values()) / data.tokens

@@ -113,7 +113,9 @@ def test_joint_model_by_a_global_solver(seed):
 
 def test_loads_alone_have_no_integer_model():
     inst = tiny_problem(1).instance
-    arrays = {k: v for k, v in inst.arrays().items() if k.startswith(("gain", "power", "noise", "total", "bits"))}
+    arrays = {
+        k: v for k, v in inst.arrays().items() if k.startswith(("gain", "power", "noise", "total", "bits"))
+    }
     loads = wo.Instance(loads=np.ones((1, inst.devices), dtype=int), compute_time=0.0, **arrays)
     with pytest.raises(wo.UnsupportedError, match="to_cvxpy"):
         wo.Problem(loads).to_pyomo()

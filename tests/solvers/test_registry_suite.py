@@ -129,7 +129,13 @@ class SolverSuite:
         again = wo.evaluate(problem, solution.keep, solution.bandwidth)
         assert again.latency == solution.latency
         broken = {v.constraint for v in solution.violations}
-        assert not broken & {"total_bandwidth", "bandwidth", "bandwidth (fixed)", "bandwidth_min", "bandwidth_max"}
+        assert not broken & {
+            "total_bandwidth",
+            "bandwidth",
+            "bandwidth (fixed)",
+            "bandwidth_min",
+            "bandwidth_max",
+        }
         if solution.bound_kind == "none":
             assert solution.termination.reason != "optimal"
             return

@@ -77,7 +77,12 @@ def _solve(problem: Problem, control: Control, max_solves: int) -> Point:
     detail = f"Clarabel: {status}, {solves} program(s); rounded and repaired"
     reached = "" if status == "optimal" else f" ({status}: no bound)"
     return conclude(
-        problem, keep, control, bound=bound if not reached else None, limit="rounding", detail=detail + reached
+        problem,
+        keep,
+        control,
+        bound=bound if not reached else None,
+        limit="rounding",
+        detail=detail + reached,
     )
 
 
@@ -85,10 +90,12 @@ def _value(model: JointLatencyModel) -> tuple[float | None, str]:
     """Value in s, lowered by its tolerance, None if there is none; and the status."""
     import cvxpy as cp
 
+    from wdmoe_opt.formulations.common import CLARABEL
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an inaccurate status is read, not printed
         try:
-            model.problem.solve(solver="CLARABEL")
+            model.problem.solve(**CLARABEL)
         except cp.error.SolverError as error:
             return None, str(error).split(".", maxsplit=1)[0]
     status = str(model.problem.status)
@@ -132,9 +139,7 @@ def _fixed_point(
         value, status = _value(model)
         solves += 1
         if status != "optimal" or value is None:
-            if not status.startswith("infeasible"):
-                break
-            low = horizon  # a status is no proof: the bound is left as it is
+            low = horizon  # most likely too short; a status is no proof, the bound is left as it is
             continue
         bound = max(bound, min(horizon, value))
         low, high = (horizon, min(high, value)) if value > horizon else (max(low, value), horizon)

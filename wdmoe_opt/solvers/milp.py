@@ -116,4 +116,6 @@ def _run(engine: Any, model: Any, deadline: Deadline, control: Control) -> Outco
         result.solution_loader.load_vars()
     bound = result.objective_bound
     known = bound is not None and math.isfinite(bound)
-    return Outcome(found, float(bound) if known else None, str(result.termination_condition).rpartition(".")[2])
+    return Outcome(
+        found, float(bound) if known else None, str(result.termination_condition).rpartition(".")[2]
+    )

@@ -144,7 +144,11 @@ def _joined(problem: Problem, points: list[Point]) -> Point:
     ends = [p.termination for p in points]
     order: tuple[Reason, ...] = ("heuristic", "feasible-at-limit", "optimal")
     worst = min(ends, key=lambda end: order.index(end.reason))
-    detail = ends[0].detail if len({e.detail for e in ends}) == 1 else f"{len(ends)} blocks, first: {ends[0].detail}"
+    detail = (
+        ends[0].detail
+        if len({e.detail for e in ends}) == 1
+        else f"{len(ends)} blocks, first: {ends[0].detail}"
+    )
     return Point(
         keep,
         bandwidth,
