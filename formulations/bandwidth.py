@@ -2,7 +2,7 @@
 
 Sets
     blocks i, devices k.
-Parameters
+Given
     s_ik    transfers to device k in block i, 1
     u_ik    time of device k that bandwidth cannot change (compute, activation, link delay), s
     L       payload of a transfer in each direction, bit
@@ -58,8 +58,7 @@ class RadioPart:
     def __init__(self, data: Data, budget: Any = 1.0) -> None:
         import cvxpy as cp
 
-        blocks, devices = data.shape
-        rows = data.rate_rows
+        devices, rows = data.shape[1], data.rate_rows
         self.share = cp.Variable((data.rows, devices), nonneg=True, name="share")
         self.rate = {d: cp.Variable((rows, devices), nonneg=True, name=f"rate_{d}") for d in data.directions}
         self._logs, self._noise, self._signal, self._scale = (

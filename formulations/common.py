@@ -111,7 +111,7 @@ class Data:
 
     @property
     def rate_rows(self) -> int:
-        """Different rate vectors: 1 if bandwidth and channel are the same in all blocks, else one per block."""
+        """Different rate vectors: 1 if bandwidth and channel are the same in all blocks."""
         static = all(np.ptp(snr, axis=0).max() == 0 for snr in (self.snr_down, self.snr_up))
         return 1 if self.rows == 1 and static else self.shape[0]
 
@@ -153,7 +153,7 @@ class Data:
 
     @cached_property
     def tight(self) -> bool:
-        """Whether the convex models lose nothing but integrality: see `wdmoe_opt.formulations.joint_latency`."""
+        """Whether the convex models lose nothing but integrality, see `joint_latency`."""
         hosts = self.problem.tables.expert_device
         alike = all(np.ptp(self.compute[hosts == k]) == 0 for k in np.unique(hosts))
         alone = np.bincount(hosts).max() == 1

@@ -2,7 +2,7 @@
 
 Sets
     blocks i, tokens j, candidates e of a token, devices k; E_k the experts of device k.
-Parameters
+Given
     w_ije   gate weight over the token's top-k weight, 1
     rho_i, gamma_i   floors on the mean retention of a block and on that of each token, 1
     L       payload of a transfer in each direction, bit

@@ -1,7 +1,7 @@
 """P-LAT as it stands in the literature: one mixed-integer nonlinear program for selection and bandwidth.
 
 Sets, selection variables and rules as in `wdmoe_opt.formulations.pyomo_parts`; in addition
-Parameters
+Given
     L       payload of a transfer in each direction, bit
     c_ik    SNR bandwidth P g / N0 in each direction, Hz
     B       total bandwidth, Hz; low_k, high_k limits of a share, Hz
