@@ -146,7 +146,14 @@ def _direct(name: str, options: Callable[[float, int, int], dict[str, Any]]) -> 
 
 
 def _scip_options(rel_gap: float, threads: int, seed: int) -> dict[str, Any]:
-    return {"limits/gap": rel_gap, "numerics/feastol": 1e-9, "randomization/randomseedshift": seed % 2**31}
+    # Silent: SCIP holds the interpreter's lock, so that a log longer than the pipe in which Pyomo catches
+    # it would stop both for good.
+    return {
+        "display/verblevel": 0,
+        "limits/gap": rel_gap,
+        "numerics/feastol": 1e-9,
+        "randomization/randomseedshift": seed % 2**31,
+    }
 
 
 def _gurobi_options(rel_gap: float, threads: int, seed: int) -> dict[str, Any]:
