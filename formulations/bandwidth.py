@@ -2,9 +2,7 @@
 
 Sets
     blocks i, devices k.
-
-Parameters
-----------
+Given
     s_ik    transfers to device k in block i, 1
     u_ik    time of device k that bandwidth cannot change (compute, activation, link delay), s
     L       payload of a transfer in each direction, bit
@@ -52,7 +50,7 @@ class RadioPart:
     ----------
     share : cvxpy.Variable (rows, devices)
         Share of the total bandwidth; one row if shared by all blocks.
-    rate : dict of str to cvxpy.Variable (blocks, devices)
+    rate : dict of str to cvxpy.Variable (blocks or 1, devices)
         Rate in each direction with a payload, over the rate at an equal share.
     constraints : list
     """
@@ -60,33 +58,47 @@ class RadioPart:
     def __init__(self, data: Data, budget: Any = 1.0) -> None:
         import cvxpy as cp
 
-        blocks, devices = data.shape
+        devices, rows = data.shape[1], data.rate_rows
         self.share = cp.Variable((data.rows, devices), nonneg=True, name="share")
-        self.rate = {
-            d: cp.Variable((blocks, devices), nonneg=True, name=f"rate_{d}") for d in data.directions
-        }
-        self._snr = {d: cp.Parameter((blocks, devices), nonneg=True) for d in data.directions}
-        self._scale = {d: cp.Parameter((blocks, devices), nonneg=True) for d in data.directions}
+        self.rate = {d: cp.Variable((rows, devices), nonneg=True, name=f"rate_{d}") for d in data.directions}
+        self._logs, self._noise, self._signal, self._scale = (
+            {d: cp.Parameter((rows, devices), nonneg=True) for d in data.directions} for _ in range(4)
+        )
         self._low = cp.Parameter(devices, nonneg=True)
         self._high = cp.Parameter(devices, nonneg=True)
-        every = self.share if data.rows == blocks else np.ones((blocks, 1)) @ self.share
+        every = self.share if data.rows == rows else np.ones((rows, 1)) @ self.share
         self.constraints: list[Any] = [cp.sum(self.share, axis=1) <= budget]
         for row in range(data.rows):
             self.constraints += [self.share[row] >= self._low, self.share[row] <= self._high]
         for d in data.directions:
-            # A variable in between: parameter times parametrised expression would need a rebuild.
-            spectral = cp.Variable((blocks, devices), nonneg=True)
+            # Variables in between: parameter times parametrised expression would need a rebuild.
+            spectral, part = (cp.Variable((rows, devices), nonneg=True) for _ in range(2))
+            mixed = cp.multiply(self._noise[d], every) + self._signal[d]
             self.constraints += [
-                spectral <= -cp.rel_entr(every, every + self._snr[d]),
+                part <= -cp.rel_entr(every, mixed),
+                spectral == part + cp.multiply(self._logs[d], every),
                 self.rate[d] == cp.multiply(self._scale[d], spectral),
             ]
         self.set(data)
 
+    def block_rate(self, direction: str, blocks: int) -> Any:
+        """Rate in one direction as an expression (blocks, devices)."""
+        rate = self.rate[direction]
+        return rate if rate.shape[0] == blocks else np.ones((blocks, 1)) @ rate
+
     def set(self, data: Data) -> None:
-        """Put the numbers of ``data`` into the parameters."""
+        """Put the numbers of ``data`` into the parameters.
+
+        With C = max(c, 1) and c the SNR at full bandwidth, b ln(1 + c / b) = b ln C - b ln(b C / (b + c)):
+        the cone's entries stay near 1 however large c is.
+        """
+        rows = slice(0, data.rate_rows)
         for d in data.directions:
-            self._snr[d].value = data.snr(d)
-            self._scale[d].value = 1.0 / data.equal_rate(d)
+            snr = data.snr(d)[rows]
+            large = np.maximum(snr, 1.0)
+            self._logs[d].value = np.log(large)
+            self._noise[d].value, self._signal[d].value = 1.0 / large, snr / large
+            self._scale[d].value = 1.0 / data.equal_rate(d)[rows]
         self._low.value, self._high.value = data.low, data.high
 
 
@@ -118,10 +130,11 @@ class BandwidthModel:
     Examples
     --------
     >>> import wdmoe_opt as wo
+    >>> from wdmoe_opt.formulations.common import CLARABEL
     >>> inst = wo.load_instance("gpt-oss-20b-decode")
     >>> request = wo.Problem(inst, allocation="per-block")
     >>> model = BandwidthModel(request)
-    >>> value = model.problem.solve(solver="CLARABEL")
+    >>> value = model.problem.solve(**CLARABEL)
     >>> found = model.extract()
     >>> exact = wo.solve(request, "topk").latency
     >>> abs(wo.evaluate(request, request.top_k_keep, found.bandwidth).latency / exact - 1) < 1e-4
@@ -140,7 +153,7 @@ class BandwidthModel:
         self._root = {d: cp.Parameter((blocks, devices), nonneg=True) for d in self.data.directions}
         constraints = list(self._radio.constraints)
         for d, a in air.items():
-            constraints.append(product_at_least(a, self._radio.rate[d], self._root[d]))
+            constraints.append(product_at_least(a, self._radio.block_rate(d, blocks), self._root[d]))
         every = cp.reshape(latency, (blocks, 1), order="C") @ np.ones((1, devices))
         constraints.append(self._busy + sum(air.values()) <= every)
         self.problem = cp.Problem(cp.Minimize(cp.sum(latency)), constraints)

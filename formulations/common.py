@@ -30,6 +30,10 @@ from wdmoe_opt.metrics import price
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.validation import IntArray, RealArray
 
+#: What to solve the convex models with: the data are normalised already, and Clarabel's own scaling on top
+#: of that makes it fail on devices that need no bandwidth.
+CLARABEL: dict[str, Any] = {"solver": "CLARABEL", "equilibrate_enable": False}
+
 
 @dataclass(frozen=True, eq=False)
 class Extract:
@@ -106,6 +110,12 @@ class Data:
         return 1 if self.problem.allocation == "shared" else self.shape[0]
 
     @property
+    def rate_rows(self) -> int:
+        """Different rate vectors: 1 if bandwidth and channel are the same in all blocks."""
+        static = all(np.ptp(snr, axis=0).max() == 0 for snr in (self.snr_down, self.snr_up))
+        return 1 if self.rows == 1 and static else self.shape[0]
+
+    @property
     def directions(self) -> tuple[str, ...]:
         """Directions with a payload."""
         slow = {"down": self.slow_down, "up": self.slow_up}
@@ -143,7 +153,7 @@ class Data:
 
     @cached_property
     def tight(self) -> bool:
-        """Whether the convex models lose nothing but integrality: see `wdmoe_opt.formulations.joint_latency`."""
+        """Whether the convex models lose nothing but integrality, see `joint_latency`."""
         hosts = self.problem.tables.expert_device
         alike = all(np.ptp(self.compute[hosts == k]) == 0 for k in np.unique(hosts))
         alone = np.bincount(hosts).max() == 1
@@ -161,6 +171,7 @@ class Data:
             p.max_experts,
             p.max_latency is None,
             self.directions,
+            self.rate_rows,
         )
         limits = (np.isfinite(p.tables.high), p.instance.expert_device)
         arrays = (None if a is None else (a.shape, a.tobytes()) for a in (*parts, *limits))

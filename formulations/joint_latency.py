@@ -2,9 +2,7 @@
 
 Sets
     blocks i, tokens j, candidates e of a token, devices k; E_k the experts of device k.
-
-Parameters
-----------
+Given
     w_ije   gate weight over the token's top-k weight, 1
     rho_i, gamma_i   floors on the mean retention of a block and on that of each token, 1
     L       payload of a transfer in each direction, bit
@@ -51,7 +49,7 @@ from scipy.sparse import coo_array
 
 from wdmoe_opt.errors import UnsupportedError
 from wdmoe_opt.formulations.bandwidth import RadioPart, product_at_least
-from wdmoe_opt.formulations.common import Data, Extract, check_structure, normalise
+from wdmoe_opt.formulations.common import Data, Extract, check_structure, normalise, trivial_latency
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.validation import IntArray, RealArray
 
@@ -112,8 +110,9 @@ class _Joint:
         import cvxpy as cp
 
         rules, legs = [], [cp.square(cp.multiply(self._compute_root, self.service))]
-        for d, rate in self.radio.rate.items():
-            leg = cp.Variable(rate.shape, nonneg=True)
+        for d in self.data.directions:
+            leg = cp.Variable(self.data.shape, nonneg=True)
+            rate = self.radio.block_rate(d, self.data.shape[0])
             rules.append(product_at_least(leg, rate, cp.multiply(self._root[d], self.service)))
             legs.append(leg)
         return [*rules, sum(legs) <= self.service]
@@ -163,16 +162,17 @@ class JointLatencyModel:
     Extend the model: no device may hold more than half of the bandwidth.
 
     >>> import wdmoe_opt as wo
+    >>> from wdmoe_opt.formulations.common import CLARABEL
     >>> inst = wo.load_instance("gpt-oss-20b-decode")
     >>> request = wo.Problem(inst, min_retention=0.9)
     >>> model = request.to_cvxpy()
     >>> import cvxpy as cp
     >>> share = model.variables["share"]
     >>> capped = cp.Problem(model.problem.objective, [*model.problem.constraints, share <= 0.5])
-    >>> bool(capped.solve(solver="CLARABEL") >= model.problem.solve(solver="CLARABEL") * (1 - 1e-6))
+    >>> bool(capped.solve(**CLARABEL) >= model.problem.solve(**CLARABEL) * (1 - 1e-6))
     True
     >>> model.update(request.replace(min_retention=0.8))       # numbers only: nothing is rebuilt
-    >>> value = model.problem.solve(solver="CLARABEL")
+    >>> value = model.problem.solve(**CLARABEL)
     >>> found = model.extract()
     >>> found.keep.shape == inst.expert_ids.shape, found.bandwidth.shape == (inst.devices,)
     (True, True)
@@ -181,8 +181,7 @@ class JointLatencyModel:
     def __init__(self, problem: Problem, horizon: RealArray | None = None) -> None:
         import cvxpy as cp
 
-        _check_request(problem)
-        data = normalise(problem)
+        data = _normalised(problem)
         self._pace = cp.Variable(data.shape[0], nonneg=True, name="pace")
         self._joint = _Joint(data, self._pace, 1.0)
         objective = cp.Minimize(cp.sum(cp.inv_pos(self._pace)))
@@ -197,7 +196,7 @@ class JointLatencyModel:
 
     def update(self, problem: Problem, horizon: RealArray | None = None) -> None:
         """Take over the numbers of another problem of the same structure; nothing is rebuilt."""
-        self._set(normalise(problem), horizon)
+        self._set(_normalised(problem), horizon)
 
     def set_horizon(self, horizon: RealArray) -> None:
         """Change H, s (blocks,), alone."""
@@ -213,7 +212,9 @@ class JointLatencyModel:
 
     def _set(self, data: Data, horizon: RealArray | None) -> None:
         self._joint.set(data)
-        self.set_horizon(np.full(data.shape[0], data.time_unit) if horizon is None else horizon)
+        self.set_horizon(
+            np.full(data.shape[0], data.shape[0] * data.time_unit) if horizon is None else horizon
+        )
 
 
 class DeadlineModel:
@@ -235,19 +236,19 @@ class DeadlineModel:
     Examples
     --------
     >>> import numpy as np, wdmoe_opt as wo
+    >>> from wdmoe_opt.formulations.common import CLARABEL
     >>> inst = wo.load_instance("gpt-oss-20b-decode")
     >>> request = wo.Problem(inst, min_retention=0.9, allocation="per-block")
     >>> enough = wo.solve(request, "topk").block_latency
     >>> model = DeadlineModel(request, enough)
-    >>> bool(model.problem.solve(solver="CLARABEL") <= 1 + 1e-6)
+    >>> bool(model.problem.solve(**CLARABEL) <= 1 + 1e-6)
     True
     """
 
     def __init__(self, problem: Problem, deadlines: RealArray) -> None:
         import cvxpy as cp
 
-        _check_request(problem)
-        data = normalise(problem)
+        data = _normalised(problem)
         need = cp.Variable(nonneg=True, name="need")
         self._joint = _Joint(data, np.ones(data.shape[0]), need)
         self.problem = cp.Problem(cp.Minimize(need), self._joint.constraints)
@@ -262,7 +263,7 @@ class DeadlineModel:
 
     def update(self, problem: Problem, deadlines: RealArray) -> None:
         """Take over the numbers of another problem of the same structure; nothing is rebuilt."""
-        self._joint.set(normalise(problem))
+        self._joint.set(_normalised(problem))
         self.set_deadlines(deadlines)
 
     def set_deadlines(self, deadlines: RealArray) -> None:
@@ -284,9 +285,11 @@ def _sums(cell: IntArray, cells: int) -> coo_array:
     return coo_array((np.ones(len(cell)), (cell, items)), shape=(cells, len(cell))).tocsr()
 
 
-def _check_request(problem: Problem) -> None:
+def _normalised(problem: Problem) -> Data:
+    """Data in units of the mean block latency of a trivial point; refuses what is not convex."""
     if not problem.selectable or problem.objective != "latency" or problem.allocation == "fixed":
         raise UnsupportedError(
             "the convex joint model needs gate weights, objective 'latency' and allocation 'shared' or "
             f"'per-block', got {problem!r}; use to_pyomo()"
         )
+    return normalise(problem, trivial_latency(problem) / problem.instance.blocks)

@@ -1,7 +1,7 @@
 """P-WLR: selection and bandwidth for the largest weight-to-latency ratio, in each of its readings.
 
 Sets, parameters, variables and rules as in `wdmoe_opt.formulations.minlp`; in addition
-Parameters
+Given
     g_ijc   gate weight, 1
 Variables
     v       ratio, 1/s: of each block, of each device and block, or of each token
@@ -96,8 +96,11 @@ class WlrModel(TimedModel):
 
             air = link_time_parameter(data.problem, data.time_unit)
         else:
-            air = sum(data.slow(d) * data.equal_rate(d) / np.log1p(np.maximum(data.snr(d), 1e-300))
-                      for d in data.directions)  # fmt: skip
+            legs = [
+                data.slow(d) * data.equal_rate(d) / np.log1p(np.maximum(data.snr(d), 1e-300))
+                for d in data.directions
+            ]
+            air = np.sum(legs, axis=0)
         share = 1.0
         if data.problem.tables.by_device:
             share = 1.0 / data.problem.tables.ids.shape[2]

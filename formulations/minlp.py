@@ -1,7 +1,7 @@
 """P-LAT as it stands in the literature: one mixed-integer nonlinear program for selection and bandwidth.
 
 Sets, selection variables and rules as in `wdmoe_opt.formulations.pyomo_parts`; in addition
-Parameters
+Given
     L       payload of a transfer in each direction, bit
     c_ik    SNR bandwidth P g / N0 in each direction, Hz
     B       total bandwidth, Hz; low_k, high_k limits of a share, Hz
@@ -42,19 +42,19 @@ class JointModel(TimedModel):
 
     Examples
     --------
-    Extend the model: device 0 takes at most two transfers per block.
+    Extend the model: device 1 takes at most four transfers per block.
 
     >>> import pyomo.environ as pyo, wdmoe_opt as wo
     >>> inst = wo.load_instance("gpt-oss-20b-decode")
     >>> part = inst.replace(expert_ids=inst.expert_ids[:1, :3], gate_weights=inst.gate_weights[:1, :3])
     >>> request = wo.Problem(part, min_retention=0.7)
     >>> joint = request.to_pyomo()
-    >>> joint.model.spared = pyo.Constraint(joint.model.blocks, rule=lambda m, i: m.sent[i, 0] <= 2)
+    >>> joint.model.spared = pyo.Constraint(joint.model.blocks, rule=lambda m, i: m.sent[i, 1] <= 4)
     >>> from wdmoe_opt.solvers.minlp import backends
     >>> if backends():                       # any installed global solver
-    ...     backends()[0].solve(joint.model, time_limit=60.0, rel_gap=1e-3, threads=1)
+    ...     outcome = backends()[0].solve(joint.model, time_limit=60.0, rel_gap=1e-3, threads=1)
     ...     found = joint.extract()
-    ...     print(wo.evaluate(request, found.keep > 0.5, found.bandwidth).transfers[0, 0] <= 2)
+    ...     print(wo.evaluate(request, found.keep > 0.5, found.bandwidth).transfers[0, 1] <= 4)
     ... else:
     ...     print(True)
     True

@@ -3,9 +3,7 @@
 Sets
     blocks i, tokens j, columns c (the candidate in column c of token j is expert e(i, j, c)),
     devices k, experts e hosted on device h(e).
-
-Parameters
-----------
+Given
     w_ijc   gate weight over the token's top-k weight, 1
     c_e, a_e    compute and activation time of an expert, s;  l_k   link delay, s
     rho_i, gamma_i   floors on the mean retention of a block and on that of each token, 1

@@ -1,7 +1,7 @@
-"""P-SEL: the best selection at a given bandwidth (paper A's upper level; fact 9), a mixed-integer linear program.
+"""P-SEL: the best selection at a given bandwidth (paper A's upper level; fact 9), in integers.
 
 Sets, selection variables and rules as in `wdmoe_opt.formulations.pyomo_parts`; in addition
-Parameters
+Given
     t_ik    time of one transfer to device k in block i at the given bandwidth, s
 Variables
     T_i     latency of block i, s

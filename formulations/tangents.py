@@ -1,7 +1,7 @@
 """The joint problem as a sequence of mixed-integer linear programs, by tangents to the link time.
 
 Sets, selection variables and rules as in `wdmoe_opt.formulations.pyomo_parts`; in addition
-Parameters
+Given
     tau_ik(b)   time of one transfer at bandwidth b, s: convex and falling (fact 1)
     b0          points of tangency, Hz
 Variables

@@ -385,7 +385,7 @@ for _info in (
         "wdmoe_opt.solvers.enumerate:enumerate_loads",
         honours_floors=True,
         bound="claimed",
-        objectives=("latency", "retention"),
+        restriction="wdmoe_opt.solvers.enumerate_ratio:restriction",
     ),
     SolverInfo(
         "slsqp",

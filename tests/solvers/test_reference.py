@@ -99,6 +99,33 @@ def test_a_cap_below_the_least_latency_gives_no_point(method):
     assert found.termination.reason == ("infeasible" if method == "enumerate" else "no-solution")
 
 
+def test_a_cap_that_least_latency_breaks_is_infeasible():
+    problem = small(1)
+    least = wo.solve(problem, "enumerate").latency
+    assert wo.solve(problem.replace(max_latency=least * 1.01), "enumerate").feasible
+    tight = wo.solve(problem.replace(max_latency=least * 0.99), "enumerate")
+    assert tight.termination.reason == "infeasible"
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5, 9])
+@pytest.mark.parametrize("objective", ["wlr-block", "wlr-device", "wlr-token"])
+def test_ratios_agree(seed, objective):
+    """Enumeration and the nonlinear model, at fixed bandwidth; per block where least latency is best."""
+    available = find_solver("minlp").availability()
+    if not available:
+        pytest.skip(available.reason)
+    problem = small(seed).replace(objective=objective, min_retention=0.6)
+    if objective != "wlr-block" and problem.allocation != "fixed":
+        with pytest.raises(wo.UnsupportedError, match=r"only at fixed bandwidth; use .*minlp"):
+            wo.solve(problem, "enumerate")
+        return
+    found = wo.solve(problem, "minlp", rel_gap=1e-6, time_limit=60.0)
+    oracle = wo.solve(problem, "enumerate")
+    assert oracle.objective == pytest.approx(brute_force(problem), rel=1e-9)
+    assert found.objective == pytest.approx(oracle.objective, rel=1e-6)
+    assert found.lower_bound >= found.objective
+
+
 def test_the_oracle_refuses_what_is_too_large():
     with pytest.raises(wo.UnsupportedError, match="more than 10 load vectors"):
         wo.solve(tiny_problem(3), "enumerate", max_states=10)

@@ -144,9 +144,10 @@ class SolverSuite:
         if solution.termination.reason == "optimal":
             assert solution.gap <= 1e-3
 
-    def test_no_time_gives_nothing_or_a_checked_point(self, info):
+    @pytest.mark.parametrize("time_limit", [0.0, 1e-4])
+    def test_no_time_gives_nothing_or_a_checked_point(self, info, time_limit):
         problem = PROBLEMS["shared"]()
-        solution = self.run(info, problem, time_limit=0.0)
+        solution = self.run(info, problem, time_limit=time_limit)
         self.check(info, problem, solution)
         if info.honours_floors and solution.termination.reason != "no-solution":
             assert solution.feasible

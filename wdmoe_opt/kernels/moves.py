@@ -276,7 +276,7 @@ def weight_sums(
     per_device: np.ndarray,
     mean_per_expert: np.ndarray,
 ) -> None:
-    """Fill kept weight per device, and per expert the sum of weight over the number of the token's experts."""
+    """Fill kept weight per device, and per expert the sum over its tokens of weight / experts of the token."""
     for i in range(ids.shape[0]):
         per_device[i, :] = 0.0
         mean_per_expert[i, :] = 0.0

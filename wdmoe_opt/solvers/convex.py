@@ -64,9 +64,10 @@ def _solve(problem: Problem, control: Control, max_solves: int) -> Point:
 
     deadline = Deadline.of(control)
     model = JointLatencyModel(problem)
-    value, status = _value(model)
+    value, status = _value(model, deadline)
     if value is None:
-        return conclude(problem, None, control, detail=f"Clarabel: {status}")
+        limit = "time" if deadline.left == 0.0 else ""
+        return conclude(problem, None, control, limit=limit, detail=f"Clarabel: {status}")
     keep, latency = _rounded(problem, model)
     bound, solves = value, 1
     waits = bool(problem.tables.activation.any() or problem.tables.link_delay.any())
@@ -86,14 +87,18 @@ def _solve(problem: Problem, control: Control, max_solves: int) -> Point:
     )
 
 
-def _value(model: JointLatencyModel) -> tuple[float | None, str]:
+def _value(model: JointLatencyModel, deadline: Deadline) -> tuple[float | None, str]:
     """Value in s, lowered by its tolerance, None if there is none; and the status."""
     import cvxpy as cp
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # an inaccurate status is read, not printed
+    from wdmoe_opt.formulations.common import CLARABEL
+
+    left = {} if math.isinf(deadline.end) else {"time_limit": max(deadline.left, 1e-3)}
+    # At a limit CVXPY fills in zeros and prices them; inaccurate statuses are read here, not printed.
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", UserWarning)
         try:
-            model.problem.solve(solver="CLARABEL")
+            model.problem.solve(**CLARABEL, **left)
         except cp.error.SolverError as error:
             return None, str(error).split(".", maxsplit=1)[0]
     status = str(model.problem.status)
@@ -134,12 +139,10 @@ def _fixed_point(
     while solves < max_solves and deadline.left > 0 and high - low > 1e-7 * high:
         horizon = 0.5 * (low + high)
         model.set_horizon(np.array([horizon]))
-        value, status = _value(model)
+        value, status = _value(model, deadline)
         solves += 1
         if status != "optimal" or value is None:
-            if not status.startswith("infeasible"):
-                break
-            low = horizon  # a status is no proof: the bound is left as it is
+            low = horizon  # most likely too short; a status is no proof, the bound is left as it is
             continue
         bound = max(bound, min(horizon, value))
         low, high = (horizon, min(high, value)) if value > horizon else (max(low, value), horizon)
@@ -162,13 +165,13 @@ def _by_horizon(
     keep, latency = best
     alone = []
     for part in single_blocks(problem):
-        value, status = _value(JointLatencyModel(part))
+        value, status = _value(JointLatencyModel(part), deadline)
         alone.append(value if value is not None and status == "optimal" else 0.0)
         if deadline.left == 0.0:
             return bound, keep, 1 + len(alone)
     least: RealArray = np.array(alone)
     model.set_horizon(latency - (least.sum() - least))
-    value, status = _value(model)
+    value, status = _value(model, deadline)
     if value is not None and status == "optimal":
         bound = max(bound, min(value, latency))
         rounded = _rounded(problem, model)

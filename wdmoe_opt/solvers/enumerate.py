@@ -12,14 +12,12 @@ of that bound until it passes the best price found.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_opt.bandwidth import allocate
-from wdmoe_opt.errors import UnsupportedError
 from wdmoe_opt.floors import fixed_link_times, floor_conflict, usable
 from wdmoe_opt.kernels.block_bandwidth import block_bandwidth
 from wdmoe_opt.kernels.link import link_times
@@ -27,6 +25,8 @@ from wdmoe_opt.kernels.pricing import busy_times
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
 from wdmoe_opt.registry import Control, Point, Termination
 from wdmoe_opt.solvers.deadline import Deadline, OutOfTimeError
+from wdmoe_opt.solvers.enumerate_ratio import best_ratio
+from wdmoe_opt.solvers.token_options import token_options, too_many
 from wdmoe_opt.validation import IntArray, RealArray
 
 #: Largest number of load vectors of one block, and of combinations of blocks, that is listed.
@@ -68,8 +68,14 @@ class Loads:
 
     def take(self, states: NDArray[np.intp]) -> Loads:
         """Some of the states."""
-        parts = (a[states] for a in (self.sent, self.busy, self.latency, self.retention, self.path))
-        return Loads(self.block, *parts, self.options)
+        return replace(
+            self,
+            sent=self.sent[states],
+            busy=self.busy[states],
+            latency=self.latency[states],
+            retention=self.retention[states],
+            path=self.path[states],
+        )
 
 
 def enumerate_loads(problem: Problem, control: Control, max_states: int = MAX_STATES) -> Point:
@@ -101,34 +107,12 @@ def enumerate_loads(problem: Problem, control: Control, max_states: int = MAX_ST
     try:
         deadline.check()
         if problem.objective.startswith("wlr"):
-            from wdmoe_opt.solvers.enumerate_wlr import best_ratio
-
             return best_ratio(problem, deadline, max_states)
         blocks = [block_loads(problem, i, deadline, max_states) for i in range(problem.instance.blocks)]
     except OutOfTimeError:
         return Point.nothing("no-solution", "time", "the time limit passed while loads were listed")
     search = _most_retention if problem.objective == "retention" else _least_latency
     return search(problem, blocks, deadline, max_states)
-
-
-def token_options(problem: Problem, able: NDArray[np.bool_], i: int, j: int) -> NDArray[np.bool_]:
-    """Every selection of one token that keeps its own floor and cap, bool (options, m).
-
-    Parameters
-    ----------
-    able : bool array (blocks, tokens, m)
-        Usable candidates.
-    """
-    t = problem.tables
-    columns = np.flatnonzero(able[i, j])
-    sizes = range(1, min(columns.size, problem.expert_cap) + 1)
-    subsets = [list(s) for size in sizes for s in combinations(columns, size)]
-    options = np.zeros((len(subsets), t.ids.shape[2]), dtype=np.bool_)
-    for row, subset in zip(options, subsets, strict=True):
-        row[subset] = True
-    kept = np.where(options, t.weights[i, j], 0.0).sum(axis=1) / t.mass[i, j]
-    floor = float(np.asarray(problem.min_token_retention)[i])
-    return options[kept >= floor * (1 - FEASIBILITY_TOLERANCE)]
 
 
 def option_loads(problem: Problem, options: NDArray[np.bool_], i: int, j: int) -> tuple[IntArray, IntArray]:
@@ -157,7 +141,7 @@ def block_loads(problem: Problem, i: int, deadline: Deadline, max_states: int) -
         options = token_options(problem, able, i, j)
         listed.append(options)
         if len(vectors) * len(options) > max_states:
-            raise _too_many(f"block {i} has more than {max_states} load vectors")
+            raise too_many(f"block {i} has more than {max_states} load vectors")
         added = np.hstack(option_loads(problem, options, i, j))
         gain = np.where(options, t.weights[i, j], 0.0).sum(axis=1) / t.mass[i, j]
         grown = (vectors[:, None, :] + added).reshape(-1, vectors.shape[1])
@@ -211,19 +195,14 @@ def _richest_of_each(vectors: IntArray, kept: RealArray) -> tuple[IntArray, NDAr
     return distinct, order[first]
 
 
-def _too_many(what: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"method 'enumerate' is for tiny instances: {what}; use milp or minlp, or raise max_states"
-    )
-
-
 # ---------------------------------------------------------------------- latency
 
 
 def _least_latency(problem: Problem, blocks: list[Loads], deadline: Deadline, max_states: int) -> Point:
     if problem.allocation != "shared" or len(blocks) == 1:
         chosen = [int(b.latency.argmin()) for b in blocks]
-        return _answer(problem, blocks, chosen, float(sum(b.latency.min() for b in blocks)))
+        least = float(sum(b.latency.min() for b in blocks))
+        return _within_cap(problem, _answer(problem, blocks, chosen, least), least)
     blocks = [b.take(_undominated(np.hstack([b.sent, b.busy]))) for b in blocks]
     start = [int(b.latency.argmin()) for b in blocks]
     best, chosen = _shared_price(problem, blocks, start), start
@@ -236,7 +215,7 @@ def _least_latency(problem: Problem, blocks: list[Loads], deadline: Deadline, ma
         price = _shared_price(problem, blocks, combo)
         if price < best:
             best, chosen = price, list(combo)
-    return _answer(problem, blocks, chosen, best)
+    return _within_cap(problem, _answer(problem, blocks, chosen, best), best)
 
 
 def _undominated(costs: RealArray) -> NDArray[np.intp]:
@@ -257,7 +236,7 @@ def _combinations(costs: list[RealArray], cap: float, max_states: int) -> tuple[
     for i, cost in enumerate(costs):
         able = np.flatnonzero(cost + least.sum() - least[i] <= cap)
         if len(sums) * len(able) > max_states:
-            raise _too_many(f"there are more than {max_states} combinations of its blocks' loads")
+            raise too_many(f"there are more than {max_states} combinations of its blocks' loads")
         total = (sums[:, None] + cost[able]).ravel()
         left = np.flatnonzero(total + least[i + 1 :].sum() <= cap)
         parent, state = np.divmod(left, len(able))
@@ -315,6 +294,14 @@ def _most_retention(problem: Problem, blocks: list[Loads], deadline: Deadline, m
 def _beyond_cap(problem: Problem, least: float) -> Point:
     detail = f"max_latency = {problem.max_latency!r} s is below the least possible latency, {least:.9g} s"
     return Point.nothing("infeasible", detail=detail)
+
+
+def _within_cap(problem: Problem, point: Point, latency: float) -> Point:
+    """The point of least latency, unless even that is beyond a cap."""
+    cap = problem.max_latency
+    if cap is not None and latency > cap * (1 + FEASIBILITY_TOLERANCE):
+        return _beyond_cap(problem, latency)
+    return point
 
 
 def _answer(problem: Problem, blocks: list[Loads], states: list[int], bound: float, limit: str = "") -> Point:

@@ -60,7 +60,8 @@ def _solve(problem: Problem, control: Control, max_rounds: int) -> Point:
     best_rank = (True, math.inf)
     bound, limit, status = -sign * math.inf, "iterations", ""
     rounds = 0
-    for rounds in range(1, max_rounds + 1):
+    while rounds < max_rounds:
+        rounds += 1
         outcome = _run(engine, model.model, deadline, control)
         status = outcome.status
         if outcome.bound is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from wdmoe_opt.errors import UnknownNameError
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point
+from wdmoe_opt.solvers.deadline import Deadline
 from wdmoe_opt.solvers.reference import conclude, solve_apart
 
 
@@ -102,6 +103,7 @@ def minlp(problem: Problem, control: Control, backend: str = "any") -> Point:
 def _solve(problem: Problem, control: Control, backend: Backend) -> Point:
     from wdmoe_opt.formulations import pyomo_model
 
+    deadline = Deadline.of(control)
     model = pyomo_model(problem)
     gap = max(control.rel_gap / 2, 1e-9)  # half for the backend, half for its tolerances
     outcome = backend.solve(
@@ -112,7 +114,7 @@ def _solve(problem: Problem, control: Control, backend: Backend) -> Point:
     bound = None if outcome.bound is None else outcome.bound * scale
     detail = f"{backend.name}: {outcome.status}"
     if not outcome.found:
-        return conclude(problem, None, control, limit="time" if control.time_limit else "", detail=detail)
+        return conclude(problem, None, control, limit="time" if deadline.left == 0.0 else "", detail=detail)
     point = model.extract()
     assert point.keep is not None
     return conclude(
@@ -146,7 +148,14 @@ def _direct(name: str, options: Callable[[float, int, int], dict[str, Any]]) -> 
 
 
 def _scip_options(rel_gap: float, threads: int, seed: int) -> dict[str, Any]:
-    return {"limits/gap": rel_gap, "numerics/feastol": 1e-9, "randomization/randomseedshift": seed % 2**31}
+    # Silent: SCIP holds the interpreter's lock, so that a log longer than the pipe in which Pyomo catches
+    # it would stop both for good.
+    return {
+        "display/verblevel": 0,
+        "limits/gap": rel_gap,
+        "numerics/feastol": 1e-9,
+        "randomization/randomseedshift": seed % 2**31,
+    }
 
 
 def _gurobi_options(rel_gap: float, threads: int, seed: int) -> dict[str, Any]:
