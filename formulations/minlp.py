@@ -42,19 +42,18 @@ class JointModel(TimedModel):
 
     Examples
     --------
-    Extend the model: device 1 takes at most four transfers per block.
+    Extend the model: device 4 takes at most two transfers per block.
 
     >>> import pyomo.environ as pyo, wdmoe_opt as wo
-    >>> inst = wo.load_instance("gpt-oss-20b-decode")
-    >>> part = inst.replace(expert_ids=inst.expert_ids[:1, :3], gate_weights=inst.gate_weights[:1, :3])
-    >>> request = wo.Problem(part, min_retention=0.7)
+    >>> inst = wo.load_instance("gpt-oss-20b-decode", blocks=1, tokens=3)
+    >>> request = wo.Problem(inst, min_retention=0.7)
     >>> joint = request.to_pyomo()
-    >>> joint.model.spared = pyo.Constraint(joint.model.blocks, rule=lambda m, i: m.sent[i, 1] <= 4)
+    >>> joint.model.spared = pyo.Constraint(joint.model.blocks, rule=lambda m, i: m.sent[i, 4] <= 2)
     >>> from wdmoe_opt.solvers.minlp import backends
     >>> if backends():                       # any installed global solver
     ...     outcome = backends()[0].solve(joint.model, time_limit=60.0, rel_gap=1e-3, threads=1)
     ...     found = joint.extract()
-    ...     print(wo.evaluate(request, found.keep > 0.5, found.bandwidth).transfers[0, 1] <= 4)
+    ...     print(wo.evaluate(request, found.keep > 0.5, found.bandwidth).transfers[0, 4] <= 2)
     ... else:
     ...     print(True)
     True

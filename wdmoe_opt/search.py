@@ -187,10 +187,12 @@ class Search:
             numerator[:, t.expert_device, slot] = mean[group]
             constant[:, t.expert_device, slot] = t.compute
             terms = (numerator, constant, np.ones(shape))
-        parts = tuple(np.ascontiguousarray(term) for term in terms)
+        numerators, constants, factors = (np.ascontiguousarray(term) for term in terms)
         ratio_bandwidth(
-            *parts,
-            (self.sent[group] > 0).any(axis=0),
+            numerators,
+            constants,
+            factors,
+            np.asarray((self.sent[group] > 0).any(axis=0)),
             t.bits_down,
             self.c_down[group],
             t.bits_up,

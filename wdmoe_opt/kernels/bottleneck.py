@@ -179,7 +179,7 @@ def _next_droppable(
         pair = pairs[ends[k] + place[k]]
         j, c = pair // columns, pair % columns
         if keep[j, c] and count[j] > 1 and kept[j] - share[j, c] >= token_floor - FLOOR_SLACK:
-            return pair
+            return int(pair)
         place[k] += 1
     return -1
 
@@ -228,4 +228,4 @@ def _shed(
         for q in range(ids.shape[1]):
             if keep[j, q]:
                 stuck[ids[j, q]] += count[j] == 1 or kept[j] - share[j, q] < token_floor - FLOOR_SLACK
-    return share[j, c]
+    return float(share[j, c])

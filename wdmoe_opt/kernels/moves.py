@@ -8,7 +8,7 @@ its retention and gains ``gain`` of latency at these prices; the best moves lose
 
 from __future__ import annotations
 
-from math import inf, log
+from math import exp, inf, log
 
 import numpy as np
 
@@ -50,8 +50,8 @@ def _work(
     if by_device:
         for c in range(ids.shape[1]):
             if keep[j, c] and c != column and c != without and hosts[ids[j, c]] == hosts[e]:
-                return unit[e]
-    return unit[e] + send[hosts[e]]
+                return float(unit[e])
+    return float(unit[e] + send[hosts[e]])
 
 
 @compiled
@@ -198,7 +198,7 @@ def _token_ratio_gain(
     if a >= 0:
         left += share[j, a] * mass[j] / (link_time[hosts[ids[j, a]]] + compute[ids[j, a]])
         number += 1
-    return left / number - ratios / count[j]
+    return float(left / number - ratios / count[j])
 
 
 @compiled
@@ -236,7 +236,7 @@ def _device_ratio_gain(
                 before += kept_weight[q] / device_time[q]
     if weight > 1e-12 and time > 0.0:
         after += weight / time
-    return after - before
+    return float(after - before)
 
 
 @compiled
@@ -276,7 +276,7 @@ def weight_sums(
     per_device: np.ndarray,
     mean_per_expert: np.ndarray,
 ) -> None:
-    """Fill kept weight per device, and per expert the sum over its tokens of weight / experts of the token."""
+    """Fill kept weight per device, and per expert the sum of weight / experts of each of its tokens."""
     for i in range(ids.shape[0]):
         per_device[i, :] = 0.0
         mean_per_expert[i, :] = 0.0
@@ -511,7 +511,7 @@ def ratio_threshold(
         used += losses[bucket]
         won += gains[bucket]
         bucket += 1
-    return least * np.exp((bucket + 1) / scale)
+    return least * exp((bucket + 1) / scale)
 
 
 @compiled
