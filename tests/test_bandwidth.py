@@ -471,3 +471,59 @@ def test_permuting_devices_permutes_the_shares() -> None:
         if np.ndim(value) > 0:
             turned[name] = np.asarray(value)[..., order]
     np.testing.assert_allclose(allocate(turned).bandwidth, allocate(arrays).bandwidth[order], rtol=1e-5)
+
+
+def test_residual_of_one_block_is_the_gap_of_a_bad_point() -> None:
+    """The kernel's own residual, at deliberately bad shares, bounds the true suboptimality and is not 0."""
+    from wdmoe_opt.kernels.block_bandwidth import _priced, block_bandwidth
+    from wdmoe_opt.kernels.link import floor_time
+
+    rng = np.random.default_rng(4)
+    for _ in range(40):
+        sent = rng.integers(1, 50, 4).astype(float)
+        busy = rng.random(4) * 1e-3
+        c_down, c_up = 10.0 ** rng.uniform(6, 9, (2, 4))
+        low, high, total = np.zeros(4), np.full(4, np.inf), 1e8
+        best = np.empty(4)
+        latency, residual = block_bandwidth(sent, busy, 3e4, c_down, 3e4, c_up, low, high, total, best)
+        assert 0 <= residual < 1e-9
+        shares = best * rng.uniform(0.5, 1.5, 4)
+        shares *= total / shares.sum()
+        floors = np.array([busy[k] + sent[k] * floor_time(3e4, c_down[k], 3e4, c_up[k]) for k in range(4)])
+        worse, gap = _priced(sent, floors, 3e4, c_down, 3e4, c_up, low, high, total, shares, 0.0)
+        assert worse > latency
+        assert (worse - latency) / worse <= gap + 1e-12
+        assert gap < 1
+
+
+@pytest.mark.parametrize("part", [1e-12, 1e-9, 1e-6, 1e-4])
+@pytest.mark.parametrize("allocation", ["shared", "per-block"])
+def test_minimums_that_leave_next_to_nothing(part: float, allocation: str) -> None:
+    """No NaN, limits kept, never slower than equal shares; a small residual is a true one."""
+    inst = wo.load_instance("gpt-oss-20b-decode", blocks=3)
+    low = np.zeros(8)
+    low[0] = inst.total_bandwidth * (1 - part)
+    problem = wo.Problem(inst.replace(bandwidth_min=low), allocation=allocation)
+    found, equal = wo.solve(problem, "topk"), wo.solve(problem, "topk-uniform")
+    assert found.feasible
+    assert np.isfinite(found.bandwidth).all()
+    assert found.latency <= equal.latency * (1 + 1e-9)
+    if allocation == "per-block" or part >= 1e-6:
+        assert found.kkt_residual < 1e-8
+
+
+def test_minimums_that_leave_nothing_are_reported() -> None:
+    """A device that the minimums leave no bandwidth makes the point infeasible, without NaN."""
+    inst = wo.load_instance("gpt-oss-20b-decode", blocks=2)
+    problem = wo.Problem(inst.replace(bandwidth_min=np.r_[inst.total_bandwidth, np.zeros(7)]))
+    found = wo.solve(problem, "topk")
+    assert not found.feasible
+    assert found.latency == np.inf
+    assert np.isfinite(found.bandwidth).all()
+
+
+def test_vanishing_bandwidth_is_slow() -> None:
+    """A share of 1e-300 Hz takes practically forever; its SNR overflows, its rate does not."""
+    problem = wo.Problem(wo.load_instance("gpt-oss-20b-decode", blocks=1))
+    priced = wo.evaluate(problem, problem.top_k_keep, np.full(8, 1e-300))
+    assert priced.latency > 1e290

@@ -52,7 +52,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
      "min_retention: must have shape (2,), (blocks,) or a scalar; got (3,)"),
     (tokens, {"min_token_retention": [0.5, 2.0]}, "min_token_retention[1] = 2.0: must be at most 1"),
     (tokens, {"min_token_retention": "all"}, "min_token_retention: must hold real numbers, got dtype <U3"),
-    (tokens, {"max_experts": 0}, "max_experts = 0: must be at least 1"),
+    (tokens, {"max_experts": 0}, "max_experts = 0: must be 1 to 2147483647"),
     (tokens, {"max_experts": 1.0}, "max_experts = 1.0: must be a whole number"),
     (tokens, {"candidates": 1}, "candidates = 1: must be at least top_k = 2 and at most m = 3"),
     (tokens, {"candidates": 4}, "candidates = 4: must be at least top_k = 2 and at most m = 3"),

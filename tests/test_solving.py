@@ -155,7 +155,7 @@ def test_loads_have_no_selection_to_show() -> None:
         ({"rel_gap": "small"}, wo.InputError, "rel_gap: must hold real numbers, got dtype <U5"),
         ({"seed": -1}, wo.InputError, "seed = -1: must be at least 0"),
         ({"seed": 0.5}, wo.InputError, "seed = 0.5: must be a whole number"),
-        ({"threads": 0}, wo.InputError, "threads = 0: must be at least 1"),
+        ({"threads": 0}, wo.InputError, "threads = 0: must be 1 to 4096"),
         ({"threads": True}, wo.InputError, "threads = True: must be a whole number"),
     ],
 )  # fmt: skip
@@ -351,3 +351,13 @@ def test_solver_with_open_options() -> None:
     wo.register_solver("open-ended-test", open_ended, summary="test")
     wo.solve(wo.load_instance("gpt-oss-20b-decode", blocks=1), "open-ended-test", colour="red")
     assert seen == {"colour": "red"}
+
+
+def test_what_solve_returns_is_read_only() -> None:
+    """Selection, bandwidth and every priced array refuse to be changed."""
+    solution = wo.solve(wo.load_instance("gpt-oss-20b-decode", blocks=1), "topk")
+    arrays = [solution.keep, solution.bandwidth, solution.device_time, solution.evaluation.link_time]
+    for array in arrays:
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+    assert (solution.expert_ids == solution.problem.instance.expert_ids).all()

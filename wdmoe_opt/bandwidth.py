@@ -11,6 +11,7 @@ from wdmoe_opt.errors import InputError
 from wdmoe_opt.kernels.block_bandwidth import block_bandwidth
 from wdmoe_opt.kernels.pricing import busy_times, count_loads
 from wdmoe_opt.kernels.shared_bandwidth import shared_bandwidth
+from wdmoe_opt.validation import freeze
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -29,7 +30,8 @@ class BandwidthAllocation:
         Shared, or one row per block; None on a measured link.
     kkt_residual : float
         Relative Lagrangian gap at the point: no allocation is faster than (1 - kkt_residual) times
-        its latency. NaN with allocation "fixed", where nothing is optimised.
+        its latency. Below 1e-9, unless lower limits leave less than 1e-6 of a bandwidth that blocks
+        share. NaN with allocation "fixed", where nothing is optimised.
     """
 
     bandwidth: RealArray | None
@@ -67,7 +69,10 @@ def allocate_bandwidth(problem: Problem, keep: ArrayLike | None = None) -> Bandw
         index = tuple(int(i) for i in np.argwhere(stranded)[0])
         rule = "the selection uses a device that cannot be reached"
         raise InputError("keep", rule, index=index, value=int(transfers[index]))
-    return allocate(problem, transfers, busy)
+    found = allocate(problem, transfers, busy)
+    return BandwidthAllocation(
+        None if found.bandwidth is None else freeze(found.bandwidth), found.kkt_residual
+    )
 
 
 def demands(problem: Problem, keep: NDArray[np.bool_] | None) -> tuple[RealArray, RealArray]:

@@ -407,6 +407,9 @@ class Instance:
         **arrays
             The other fields of `Instance`, in SI units.
         """
+        for name in (*cls.RADIO_FIELDS, "link_delay", "activation_time"):
+            if name in arrays:
+                raise InputError(name, "cannot be given in SI units beside this constructor's own")
         for name, value in (("device_tflops", device_tflops), ("flop_per_token", flop_per_token)):
             if value is not None:
                 real_array(name, value, minimum=0, above=name == "device_tflops")

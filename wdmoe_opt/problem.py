@@ -146,7 +146,7 @@ class Problem:
                 raise InputError("dispatch", "cannot be 'device': the instance has loads only")
             return
         if self.max_experts is not None:
-            whole("max_experts", self.max_experts, 1, 2**31 - 1, "must be at least 1")
+            whole("max_experts", self.max_experts, 1, 2**31 - 1, f"must be 1 to {2**31 - 1}")
         asked: Any = self.candidates
         if asked != "top-k":
             if isinstance(asked, str):

@@ -14,7 +14,7 @@ from wdmoe_opt.errors import UnsupportedError
 from wdmoe_opt.metrics import Evaluation, Violation, evaluate
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import BoundKind, Termination
-from wdmoe_opt.validation import RealArray, freeze
+from wdmoe_opt.validation import IntArray, RealArray, freeze
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +68,14 @@ class Solution:
         return cls(problem, selection, priced.bandwidth, priced, termination=given)
 
     @property
+    def expert_ids(self) -> IntArray:
+        """Candidates that ``keep`` is aligned with, (blocks, tokens, m)."""
+        ids = self.problem.instance.expert_ids
+        if ids is None:
+            raise UnsupportedError("there are no experts to name: the instance has loads only")
+        return ids
+
+    @property
     def latency(self) -> float:
         """Total latency, s."""
         return self.evaluation.latency
@@ -84,7 +92,7 @@ class Solution:
 
     @property
     def retention(self) -> float:
-        """Mean kept gate weight over blocks, 1 for plain top-k."""
+        """Mean kept gate weight over blocks: 1 for plain top-k; above 1 if tokens keep more than that."""
         return self.evaluation.retention
 
     @property
@@ -172,8 +180,10 @@ class Solution:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per block and device, as a pandas frame (extra ``frames``)."""
-        import pandas as pd
-
+        try:
+            import pandas as pd
+        except ImportError:
+            raise UnsupportedError("to_frame needs pandas; install wdmoe_opt[frames]") from None
         e = self.evaluation
         blocks, devices = e.device_time.shape
         width = np.nan if self.bandwidth is None else np.broadcast_to(self.bandwidth, (blocks, devices))

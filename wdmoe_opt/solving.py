@@ -12,7 +12,7 @@ from wdmoe_opt.metrics import evaluate, unpriced
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point, SolverInfo, Termination, check_request, find_solver
 from wdmoe_opt.solution import Solution
-from wdmoe_opt.validation import real_scalar, whole
+from wdmoe_opt.validation import freeze, real_scalar, whole
 
 _REQUEST_FIELDS = frozenset(f.name for f in fields(Problem)) - {"instance"}
 
@@ -36,12 +36,15 @@ def solve(
     method : str
         A solver's name, see `list_solvers`; "auto" picks one and says which in ``termination``.
     time_limit : float, s, optional
-        Wall clock, for solvers that search; the ones that do not are finished in milliseconds.
+        Wall clock, for the solvers that search; the native ones without a search finish in milliseconds
+        and do not look at it.
     rel_gap : float
-        Relative gap at which solvers with a bound may stop.
+        Relative gap at which solvers with a bound (`milp`, `minlp`) may stop.
     seed : int
+        For solvers that draw; none of the native ones does.
     threads : int
-        Threads over blocks; results do not depend on it.
+        Threads over blocks, for `greedy`, `alternating` and `local-search` (results do not depend on it),
+        and for the solvers behind `milp` and `minlp`.
     **options
         The solver's own options, and for an instance the request's fields.
 
@@ -77,7 +80,7 @@ def solve(
         time_limit=time_limit,
         rel_gap=real_scalar("rel_gap", rel_gap, minimum=0),
         seed=whole("seed", seed, 0, 2**63 - 1, "must be at least 0"),
-        threads=whole("threads", threads, 1, 4096, "must be at least 1"),
+        threads=whole("threads", threads, 1, 4096, "must be 1 to 4096"),
     )
     if method == "auto":
         return _solve_auto(problem, control, options)
@@ -101,8 +104,8 @@ def _run(
     done = perf_counter()
     return Solution(
         problem,
-        None if point.keep is None else problem.checked_keep(point.keep),
-        priced.bandwidth,
+        None if point.keep is None else freeze(problem.checked_keep(point.keep).copy()),
+        None if priced.bandwidth is None else freeze(priced.bandwidth.copy()),
         priced,
         method=info.name,
         lower_bound=point.lower_bound,

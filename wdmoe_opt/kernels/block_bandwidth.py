@@ -66,16 +66,17 @@ def block_bandwidth(
         floors[k] = busy[k] + sent[k] * floor_time(bits_down, c_down[k], bits_up, c_up[k])
         alone = min(high[k], low[k] + max(spare, 0.0))
         if not isfinite(floors[k]) or alone <= 0.0:
-            return inf, inf
+            return inf, inf  # a device that cannot be served at all
         e, _ = excess(alone, bits_down, c_down[k], bits_up, c_up[k])
         at_alone = floors[k] + sent[k] * e
         if at_alone > below:
             below = at_alone
             slowest = k
     if slowest < 0:
-        return latency, 0.0
-    _root(sent, floors, bits_down, c_down, bits_up, c_up, low, high, total, below, out)
-    _fit_budget(sent, low, high, total, out)
+        return latency, 0.0  # nothing is sent
+    spare = max(spare, 0.0)
+    _root(sent, floors, bits_down, c_down, bits_up, c_up, low, high, spare, below, out)
+    _fit_budget(sent, low, high, spare, out)
     return _priced(sent, floors, bits_down, c_down, bits_up, c_up, low, high, total, out, latency)
 
 
@@ -92,27 +93,25 @@ def _demand(
     high: np.ndarray,
     free: np.ndarray,
 ) -> tuple[float, float]:
-    """Bandwidth every device needs to finish by ``deadline``; its sum and the sum's slope.
+    """Bandwidth beyond the lower limits that ``deadline`` takes; its sum and the sum's slope.
 
+    Counted from the limits, so that they may leave next to nothing without drowning it in rounding.
     ``free`` holds the unclipped bandwidths, both the start of the inner Newton and its result.
     """
     need = 0.0
     slope = 0.0
     for k in range(sent.size):
         if sent[k] <= 0.0:
-            need += low[k]
             continue
         margin = deadline - floors[k]
         if margin <= 0.0:
             return inf, -inf
         b, bend = bandwidth_for_excess(margin / sent[k], free[k], bits_down, c_down[k], bits_up, c_up[k])
         free[k] = b
-        if b <= low[k]:
-            need += low[k]
-        elif b >= high[k]:
-            need += high[k]
-        else:
-            need += b
+        if b >= high[k]:
+            need += high[k] - low[k]
+        elif b > low[k]:
+            need += b - low[k]
             slope += b * bend / margin
     return need, slope
 
@@ -127,33 +126,33 @@ def _root(
     c_up: np.ndarray,
     low: np.ndarray,
     high: np.ndarray,
-    total: float,
+    spare: float,
     below: float,
     out: np.ndarray,
 ) -> None:
-    """Shares at the smallest deadline whose demand fits ``total``, up to rounding."""
+    """Shares at the smallest deadline whose demand fits ``spare``, up to rounding."""
     devices = sent.size
     free = np.empty(devices)
     for k in range(devices):
-        free[k] = min(high[k], total) / devices
+        free[k] = min(high[k], low[k] + spare / devices)
     above = inf
     deadline = below
     for _ in range(200):
         need, slope = _demand(deadline, sent, floors, bits_down, c_down, bits_up, c_up, low, high, free)
-        if need >= total:
+        if need >= spare:
             below = deadline
         else:
             above = deadline
-        if abs(need - total) <= 1e-12 * total:
+        if abs(need - spare) <= 1e-12 * spare:
             break
         # A flat demand (every share at a limit, or none affordable) leaves nothing but bisection.
         if slope < 0.0 and need < inf:
-            deadline += need * (need / total - 1.0) / -slope
+            deadline += need * (need / spare - 1.0) / -slope
         if not below < deadline < above:
-            deadline = _safe_step(below, above, deadline, need, slope, total)
+            deadline = _safe_step(below, above, deadline)
         if not below < deadline < above:
             break  # the bracket holds no number in between
-    if need > total * (1.0 + 1e-12) and above < inf:
+    if need > spare * (1.0 + 1e-12) and above < inf:
         # A saturated link needs wildly different shares one rounding apart: end on the affordable
         # side, where the remainder is handed out, instead of starving the other devices.
         _demand(above, sent, floors, bits_down, c_down, bits_up, c_up, low, high, free)
@@ -163,7 +162,7 @@ def _root(
 
 
 @compiled
-def _safe_step(below: float, above: float, deadline: float, need: float, slope: float, total: float) -> float:
+def _safe_step(below: float, above: float, deadline: float) -> float:
     """Bisect a finite bracket; without an upper end double the distance."""
     if above < inf:
         return below + 0.5 * (above - below)
@@ -171,39 +170,35 @@ def _safe_step(below: float, above: float, deadline: float, need: float, slope: 
 
 
 @compiled
-def _fit_budget(sent: np.ndarray, low: np.ndarray, high: np.ndarray, total: float, out: np.ndarray) -> None:
-    """Scale the shares that are off their lower limits so that the sum meets ``total`` or all caps.
+def _fit_budget(sent: np.ndarray, low: np.ndarray, high: np.ndarray, spare: float, out: np.ndarray) -> None:
+    """Scale what loaded devices have beyond their lower limits so that it meets ``spare`` or all caps.
 
     Scaling a share by 1 - e slows its device by at most the factor 1 / (1 - e), so rounding left by
-    the root costs no more than itself; handing out a remainder can only help. Shares at their lower
-    limits grow only if no other can.
+    the root costs no more than itself; handing out a remainder can only help.
     """
-    for _ in range(2 * out.size + 2):
-        used = 0.0
+    for _ in range(out.size + 2):
+        extra = 0.0
         moving = 0.0
-        resting = 0.0
+        number = 0
         for k in range(out.size):
-            used += out[k]
-            if sent[k] > 0.0 and out[k] < high[k]:
-                if out[k] > low[k]:
-                    moving += out[k]
-                else:
-                    resting += out[k]
-        if used > total:
-            moving = 0.0
-            for k in range(out.size):
-                if sent[k] > 0.0 and out[k] > low[k]:
-                    moving += out[k]
-            resting = 0.0
-        everyone = moving <= 0.0
-        if everyone:
-            moving = resting
-        if moving <= 0.0 or abs(total - used) <= 1e-15 * moving:
+            if sent[k] > 0.0:
+                extra += out[k] - low[k]
+                if out[k] < high[k]:
+                    moving += out[k] - low[k]
+                    number += 1
+        rest = spare - extra
+        if abs(rest) <= 1e-15 * spare or (rest > 0.0 and number == 0):
             return
-        scale = (total - (used - moving)) / moving
         for k in range(out.size):
-            if sent[k] > 0.0 and (everyone or out[k] > low[k]):
-                out[k] = min(max(out[k] * scale, low[k]), high[k])
+            if sent[k] <= 0.0:
+                continue
+            own = out[k] - low[k]
+            if rest < 0.0:
+                out[k] = low[k] + own * (spare / extra)
+            elif out[k] < high[k]:
+                out[k] = min(out[k] + (rest * own / moving if moving > 0.0 else rest / number), high[k])
+        if rest < 0.0:
+            return
 
 
 @compiled

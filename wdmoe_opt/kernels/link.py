@@ -19,6 +19,7 @@ from wdmoe_opt.kernels.compiled import compiled
 LN2 = log(2.0)
 # Below this x the closed forms cancel; the series' first neglected term is then below 1e-14.
 SMALL = 1e-3
+HUGE = 1e300
 
 
 @compiled
@@ -26,7 +27,9 @@ def rate(b: float, c: float) -> float:
     """Bit per second over bandwidth ``b`` Hz at SNR bandwidth ``c`` Hz; 0 if either is 0."""
     if b <= 0.0 or c <= 0.0:
         return 0.0
-    return b * log1p(c / b) / LN2
+    x = c / b
+    # The quotient overflows before the rate does.
+    return b * (log1p(x) if x < HUGE else log(c) - log(b)) / LN2
 
 
 @compiled
@@ -69,12 +72,12 @@ def excess(b: float, bits_down: float, c_down: float, bits_up: float, c_up: floa
     value = 0.0
     slope = 0.0
     if bits_down > 0.0:
-        v, s = _excess_ratio(c_down / b)
+        v, s = _excess_ratio(min(c_down / b, HUGE))
         scale = bits_down * LN2 / c_down
         value += scale * v
         slope += scale * s
     if bits_up > 0.0:
-        v, s = _excess_ratio(c_up / b)
+        v, s = _excess_ratio(min(c_up / b, HUGE))
         scale = bits_up * LN2 / c_up
         value += scale * v
         slope += scale * s
@@ -118,7 +121,7 @@ def log_time_terms(
         bits = bits_up if up else bits_down
         c = c_up if up else c_down
         if bits > 0.0:
-            x = c / b
+            x = min(c / b, HUGE)
             if x < SMALL:
                 e = x * (0.5 + x * (-5.0 / 12.0 + x * (0.375 - x * 251.0 / 720.0)))
                 bend = x * (0.5 + x * (-5.0 / 6.0 + x * (1.125 - x * 251.0 / 180.0)))
@@ -126,7 +129,7 @@ def log_time_terms(
                 l1 = log1p(x)
                 e = 1.0 - x / ((1.0 + x) * l1)
                 bend = x / (1.0 + x) * ((x - l1) / (1.0 + x)) / (l1 * l1)
-            v = bits / (b * log1p(x) / LN2)
+            v = bits / rate(b, c)
             time += v
             first -= v * e
             second += v * (e * e + bend)

@@ -29,8 +29,9 @@ MAX_STEPS = 100
 START_MU = 0.1
 MAX_MOVE = 3.0
 ROUNDING = 1e-14
-# Limits that leave less than this part of the budget to choose are met directly.
-NO_ROOM = 1e-11
+# Limits that leave less than this part of the budget are beyond the logarithms' resolution: the rest is
+# then split as for one block with the summed loads, and the residual says what that may cost.
+NO_ROOM = 1e-8
 
 
 def shared_bandwidth(
@@ -238,7 +239,6 @@ def _interior_point(
     return best, lam, best_latency, max(best_latency - best_bound, 0.0) / best_latency
 
 
-@compiled
 def _no_room(
     spare: float,
     sent: np.ndarray,
@@ -251,26 +251,24 @@ def _no_room(
     high: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Shares where the limits leave (next to) nothing to choose; returns as `_interior_point` does."""
-    blocks, devices = sent.shape
-    shares = np.empty(devices)
-    logs = np.empty(devices)
-    for k in range(devices):
-        shares[k] = min(low[k] + spare / devices, high[k])
-        if shares[k] <= 0.0:
-            return shares, np.ones((blocks, devices)), inf, inf
-        logs[k] = log(shares[k])
-    times = np.empty((3, blocks, devices))
-    _link_terms(logs, sent, busy, bits_down, c_down, bits_up, c_up, times)
+    shares = np.minimum(low + spare / low.size, high)
+    lam = np.ones(sent.shape)
+    if not (shares > 0.0).all():
+        return shares, lam, inf, inf
+    total = float(low.sum()) + spare
+    c_d, c_u = c_down.mean(axis=0), c_up.mean(axis=0)
+    found = np.empty_like(shares)
+    latency, _ = block_bandwidth(
+        sent.sum(axis=0), busy.sum(axis=0), bits_down, c_d, bits_up, c_u, low, high, total, found
+    )
+    if isfinite(latency) and (found > 0.0).all():
+        shares = found
+    times = np.empty((3, *sent.shape))
+    _link_terms(np.log(shares), sent, busy, bits_down, c_down, bits_up, c_up, times)
     latency = _latency(times)
     if not isfinite(latency):
-        return shares, np.ones((blocks, devices)), inf, inf
-    lam = np.zeros((blocks, devices))
-    for i in range(blocks):
-        slowest = 0
-        for k in range(devices):
-            if times[0, i, k] > times[0, i, slowest]:
-                slowest = k
-        lam[i, slowest] = 1.0
+        return shares, lam, inf, inf
+    lam = (times[0] >= times[0].max(axis=1, keepdims=True)).astype(np.float64)
     bound = _bound(shares, times, sent, lam, low, high)
     return shares, lam, latency, max(latency - bound, 0.0) / latency
 

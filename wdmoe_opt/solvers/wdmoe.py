@@ -94,6 +94,9 @@ class Algorithm1:
         real_scalar("delta", self.delta, minimum=0, above=True)
         if (self.theta_max - self.alpha) / self.delta > MAX_TRIALS:
             raise InputError("delta", f"gives more than {MAX_TRIALS} thresholds", value=self.delta)
+        for name in ("strict", "update_loads", "renormalise"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise InputError(name, "must be True or False", value=getattr(self, name))
         choices = {
             "vector": ("selected", "all"),
             "cosine_latency": ("token", "waiting"),
@@ -108,8 +111,8 @@ class Algorithm1:
 
     def thresholds(self) -> list[float]:
         """Thresholds in the order they are tried; the last may fall short of theta_max by less than delta."""
-        count = int(np.floor((self.theta_max - self.alpha) / self.delta + 1e-9)) + 1
-        return [self.alpha + n * self.delta for n in range(max(count, 1))]
+        steps = max((self.theta_max - self.alpha) / self.delta, 0.0)
+        return [self.alpha + n * self.delta for n in range(int(steps + 1e-9) + 1)]
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,7 @@ def _cosines(
         token_time = _finite_direction(np.where(reachable, token_time, 0.0))
     rows = np.arange(start.shape[0])[:, None, None]
     times = np.where(start, token_time[rows, np.maximum(t.ids, 0)], 0.0)
-    weights = np.where(start, t.weights, 0.0)
+    weights = _unit_peak(np.where(start, t.weights, 0.0))
     if algorithm.vector == "all":
         time_norm = np.sqrt((token_time**2).sum(axis=1))[:, None]
     else:
@@ -282,9 +285,16 @@ def _cosines(
 
 
 def _finite_direction(times: RealArray) -> RealArray:
-    """Latency vectors along the last axis; one with infinite entries becomes the limit of its direction."""
+    """Latency vectors along the last axis at unit peak; infinite entries rule the direction."""
     endless = np.isinf(times)
-    return np.where(endless.any(axis=-1, keepdims=True), endless.astype(np.float64), times)
+    return _unit_peak(np.where(endless.any(axis=-1, keepdims=True), endless.astype(np.float64), times))
+
+
+def _unit_peak(vectors: RealArray) -> RealArray:
+    """Vectors along the last axis over their largest entry, so that no square overflows."""
+    peak = vectors.max(axis=-1, keepdims=True)
+    scaled: RealArray = np.divide(vectors, peak, out=np.zeros_like(vectors), where=peak > 0)
+    return scaled
 
 
 def _lightest(problem: Problem, start: NDArray[np.bool_], algorithm: Algorithm1) -> NDArray[np.intp]:
