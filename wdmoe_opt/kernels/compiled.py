@@ -18,7 +18,7 @@ def compiled(function: F) -> F:
     Fast-math is out because bounds are built on these numbers; ``parallel=True`` is out because its
     threads die with forked children and abort under a thread pool.
     """
-    options = {"nogil": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return cast("F", numba.njit(cache=True, **options)(function))
     except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
