@@ -211,9 +211,9 @@ class Search:
         return weight, mean
 
     def _take_multipliers(self) -> None:
-        """Multipliers of the present bandwidth; those of a shared one came with it."""
+        """Multipliers of the present bandwidth; those of the fastest shared one came with it."""
         t = self.problem.tables
-        free = self.problem.allocation != "fixed" and not self.hold
+        free = self.problem.allocation != "fixed" and not self.hold and self.reading == LATENCY
         blocks = self.sent.shape[0]
         for i in range(blocks):
             if not free:
