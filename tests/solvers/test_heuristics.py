@@ -213,7 +213,7 @@ def test_local_search_improves_its_start() -> None:
 def test_nothing_uninitialised_reaches_a_decision(
     method: str, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same bits come out when fresh work arrays are full of random numbers instead of what memory held."""
+    """The same bits come out when fresh work arrays hold random numbers instead of old memory."""
     inst = wo.load_instance("deepseek-v2-lite-summary", blocks=3, tokens=24)
     problem = wo.Problem(inst, objective=objective, min_retention=0.9)
     first = wo.solve(problem, method)
