@@ -254,7 +254,7 @@ def block_indices(blocks: BlockChoice, count: int) -> NDArray[np.intp]:
     if blocks is None:
         return np.arange(count)
     if isinstance(blocks, str):
-        chosen = [index for piece in blocks.split(",") for index in _span(piece, blocks)]
+        chosen = [index for piece in blocks.split(",") for index in _span(piece, blocks, count)]
     elif isinstance(blocks, Iterable):
         chosen = list(blocks)
     else:
@@ -268,11 +268,26 @@ def block_indices(blocks: BlockChoice, count: int) -> NDArray[np.intp]:
     return np.array(chosen, dtype=np.intp)
 
 
-def _span(piece: str, whole_text: str) -> range:
+def _span(piece: str, whole_text: str, count: int) -> range:
     first, dash, last = piece.strip().partition("-")
-    if not first.isdecimal() or (dash and not last.isdecimal()):
+    ends = [first, last] if dash else [first]
+    if not all(is_number(end) for end in ends):
         raise InputError("blocks", "must be indices such as '3', '0-4' or '0,7,15'", value=whole_text)
-    return range(int(first), int(last if dash else first) + 1)
+    # Checked before a range is expanded, which may be as long as the user likes.
+    for end in ends:
+        if len(end) > _DIGITS:
+            raise InputError("blocks", f"must name a block, 0 to {count - 1}", value=f"{end[:_DIGITS]}...")
+        whole("blocks", int(end), 0, count - 1, f"must name a block, 0 to {count - 1}")
+    return range(int(first), int(ends[-1]) + 1)
+
+
+#: More digits than any number of a name needs; Python refuses to read some thousand.
+_DIGITS = 18
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number in ASCII digits (`str.isdigit` also takes superscripts)."""
+    return text.isascii() and text.isdecimal()
 
 
 def _cut_loads(
@@ -300,7 +315,7 @@ def _cut_loads(
 
 
 def _window(routing: RoutingFile, count: Any, start: int) -> NDArray[np.intp]:
-    start = whole("start", start, 0, routing.tokens - 1, f"must be at most {routing.tokens - 1}")
+    start = whole("start", start, 0, routing.tokens - 1, f"must be 0 to {routing.tokens - 1}")
     left = routing.tokens - start
     size = left
     if count is not None:
@@ -311,7 +326,7 @@ def _window(routing: RoutingFile, count: Any, start: int) -> NDArray[np.intp]:
 def _decode_step(routing: RoutingFile, count: Any, step: int) -> NDArray[np.intp]:
     starts = np.flatnonzero(np.r_[True, routing.sequence[1:] != routing.sequence[:-1]])
     lengths = np.diff(np.r_[starts, routing.tokens])
-    step = whole("start", step, 0, int(lengths.max()) - 1, f"must be at most {lengths.max() - 1}")
+    step = whole("start", step, 0, int(lengths.max()) - 1, f"must be 0 to {lengths.max() - 1}")
     users: NDArray[np.intp] = (starts + step)[lengths > step]
     if count is None:
         return users

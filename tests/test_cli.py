@@ -16,6 +16,7 @@ import wdmoe_opt as wo
 from wdmoe_opt.cli import main
 
 NAME = "gpt-oss-20b-decode"
+LOADS = "mixtral-8x7b-mmlu-load"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -178,6 +179,31 @@ ERRORS = [
     (("solve", NAME, "--method", "wdmoe", "-o", "strict=1"), "option strict = '1': must be true or false"),
     (("solve", NAME, "--method", "wdmoe", "-o", "delta=0"), "delta = 0.0: must be greater than 0"),
     (("solve", NAME, "--method", "wdmoe", "-o", "tie=none"), "tie = 'none': unknown name"),
+    (("solve", NAME, "--blocks", "²"), "blocks = '²': must be indices"),
+    (("solve", NAME, "--blocks", "1" * 5000), "blocks = '111111111111111111...': must name a block, 0 to 23"),
+    (("solve", NAME, "--tokens", "٣"), "tokens = '٣': must be a whole number"),
+    (("solve", f"{NAME}#٣"), "blocks = '٣': must be indices"),
+    (("solve", f"{NAME}#0-999999999999"), "blocks = 999999999999: must name a block, 0 to 23"),
+    (("solve", f"{NAME}@{'1' * 5000}"), "after '@' must stand TOKENS"),
+    (("solve", f"{NAME}/orin-mix-8/cell-100mhz:9999999"), "state = 9999999: must be 0 to 99999"),
+    (("solve", f"{NAME}/orin-mix-8/cell-100mhz:{'1' * 5000}"), "after ':' must stand a state number"),
+    (("solve", f"{NAME}/orin-mix-8/cell-100mhz:٣"), "after ':' must stand a state number"),
+    (("solve", NAME, "--start", "-1"), "start = -1: must be 0 to "),
+    (
+        ("solve", "deepseek-v2-lite-law/orin-mix-4/feup-wifi@16#2", "--allocation", "shared"),
+        "allocation = 'shared': must be 'fixed'",
+    ),
+    (("solve", LOADS, "--objective", "wlr-token"), "objective = 'wlr-token': must be 'latency'"),
+    (("solve", LOADS, "--objective", "speed"), "objective = 'speed': unknown name"),
+    (
+        ("solve", LOADS, "--min-retention", "0.9"),
+        "min_retention = 0.9: cannot be set: the instance has loads only",
+    ),
+    (("solve", LOADS, "--min-retention", "0.95"), "min_retention = 0.95: cannot be set"),
+    (("solve", LOADS, "--min-token-retention", "0.5"), "min_token_retention = 0.5: cannot be set"),
+    (("solve", LOADS, "--max-experts", "2"), "cannot be set: the instance has loads only"),
+    (("solve", LOADS, "--candidates", "3"), "candidates: cannot be set: the instance has loads only"),
+    (("solve", LOADS, "--dispatch", "device"), "dispatch: cannot be 'device'"),
     (("solve", "no-such-file.npz"), "no-such-file.npz"),
     (("solve", "no-such-file.npz", "--tokens", "3"), "can only be set for shipped instances"),
     (("solve",), "Missing argument"),
@@ -230,6 +256,15 @@ def test_damaged_file_is_refused(tmp_path: Path) -> None:
     done = run("solve", str(text))
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "hash" in done.stderr
+
+
+def test_loads_alone_take_what_they_can() -> None:
+    """The default floor does not apply to loads alone; and what says nothing new is taken."""
+    found = as_json("solve", LOADS, "--method", "topk", "--objective", "latency", "--min-retention", "0")
+    assert found["request"]["min_retention"] == 0
+    done = run("solve", LOADS, "--method", "topk", "--max-latency", "1e-9")
+    assert done.returncode == 3
+    assert "violates max_latency" in done.stdout
 
 
 def test_loads_only_instance_solves_and_refuses_selection(tmp_path: Path) -> None:

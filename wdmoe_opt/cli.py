@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 # Typer used to build on click and now carries its own copy; the base class is reached through Typer's
 # public exception in either case.
 _UsageError: Any = typer.BadParameter.__mro__[2]
+
+#: ASCII digits only, and fewer than Python refuses to read.
+_WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 
 #: Exit status of a solve whose point breaks a constraint; errors exit with 2.
 INFEASIBLE = 3
@@ -71,6 +75,7 @@ Part = Annotated[str | None, typer.Option(help="Subject or domain of a family th
 
 @app.command("solve")
 def solve_command(
+    context: typer.Context,
     name: Name,
     method: Annotated[str, typer.Option(help="Solver, see `wdmoe-opt solvers`.")] = "auto",
     min_retention: Annotated[float, typer.Option(help="Floor on each block's mean kept gate weight.")] = 0.95,
@@ -101,18 +106,17 @@ def solve_command(
 ) -> None:
     """Select experts and allocate bandwidth, and say what it costs against plain top-k at equal bandwidth."""
     inst = _load(name, tokens, blocks, start, part)
-    request: dict[str, Any] = {"allocation": _default_allocation(inst, allocation)}
-    if inst.loads is None:
-        request |= {
-            "objective": objective,
-            "min_retention": min_retention,
-            "min_token_retention": min_token_retention,
-            "max_experts": max_experts,
-            "candidates": candidates if candidates == "top-k" else _whole("candidates", candidates),
-            "dispatch": dispatch,
-            "max_latency": max_latency,
-        }
-    problem = Problem(inst, **request)
+    problem = Problem(
+        inst,
+        objective=_any(objective),
+        min_retention=_floor(context, inst, "min_retention", min_retention),
+        min_token_retention=_floor(context, inst, "min_token_retention", min_token_retention),
+        max_experts=max_experts,
+        candidates=_any(candidates if candidates == "top-k" else _whole("candidates", candidates)),
+        allocation=_any(_allocation(context, inst, allocation)),
+        dispatch=_any(dispatch),
+        max_latency=max_latency,
+    )
     options = _options(method, option or [])
     with _working("solving (the first run compiles, about ten seconds)"):
         baseline = solve(problem, "topk-uniform")
@@ -393,7 +397,7 @@ def _load(name: str, tokens: str | None, blocks: str | None, start: int | None, 
     given: dict[str, Any] = {"start": start, "part": part, "blocks": blocks}
     if tokens is not None:
         given["tokens"] = tokens if tokens == "all" else _whole("tokens", tokens)
-    if blocks is not None and blocks.lstrip("+-").isdigit():
+    if blocks is not None and _WHOLE.fullmatch(blocks):
         given["blocks"] = int(blocks)
     return load_instance(name, **{key: value for key, value in given.items() if value is not None})
 
@@ -402,9 +406,30 @@ def _is_file(name: str) -> bool:
     return name.endswith((".npz", ".json", ".toml"))
 
 
-def _default_allocation(inst: Instance, allocation: str) -> str:
-    """A measured link has no bandwidth knob: fixed is all it can be."""
-    return "fixed" if inst.token_time_link is not None and allocation == "shared" else allocation
+def _any(value: Any) -> Any:
+    """A text that `Problem` checks against its choices."""
+    return value
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether the user typed an option, rather than left its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _floor(context: typer.Context, inst: Instance, name: str, value: float) -> float:
+    """Without gate weights there is none to keep: the default floor falls away, one asked for is refused."""
+    if inst.loads is None:
+        return value
+    if _is_given(context, name) and value != 0:
+        raise InputError(name, "cannot be set: the instance has loads only, no gate weights", value=value)
+    return 0.0
+
+
+def _allocation(context: typer.Context, inst: Instance, allocation: str) -> str:
+    """A measured link has no bandwidth knob: fixed is its default, and all it can be."""
+    measured = inst.token_time_link is not None
+    return "fixed" if measured and not _is_given(context, "allocation") else allocation
 
 
 def _options(method: str, pairs: list[str]) -> dict[str, Any]:
@@ -437,10 +462,9 @@ def _typed(name: str, text: str, default: Any) -> Any:
 
 
 def _whole(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(name, "must be a whole number", value=text) from None
+    if _WHOLE.fullmatch(text) is None:
+        raise InputError(name, "must be a whole number", value=text[:40])
+    return int(text)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
