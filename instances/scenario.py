@@ -423,12 +423,15 @@ def build_scenario(path: str | Path, **changes: Any) -> Instance:
 
 
 def _read_content(path: Path) -> Any:
+    if path.name in ENDINGS:
+        raise InstanceFileError(f"{path}: must have a name before its ending")
     if path.suffix not in ENDINGS:
         raise InstanceFileError(f"{path}: the name of a scenario must end in .toml or .json")
     try:
         if path.stat().st_size > SCENARIO_LIMIT:
             raise InstanceFileError(f"{path}: over the limit of {SCENARIO_LIMIT} bytes for a scenario")
-        text = path.read_text(encoding="utf-8")
+        # Some editors write a byte order mark, which neither format has.
+        text = path.read_text(encoding="utf-8-sig")
         return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise InstanceFileError(f"{path}: cannot be read ({error.strerror})") from None

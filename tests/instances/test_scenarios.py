@@ -389,3 +389,11 @@ def test_the_last_state_a_scenario_may_look_at() -> None:
         wo.load_instance(f"{LAW}/orin-mix-4/cell-100mhz:100000@2#0")
     with pytest.raises(wo.InputError, match=r"^state = -1: must be 0 to 99999$"):
         wo.load_instance(LAW, state=-1)
+
+
+@pytest.mark.parametrize("ending", ["toml", "json"])
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"mine.{ending}"
+    text = f'[routing]\nfamily = "{LAW}"' if ending == "toml" else json.dumps({"routing": {"family": LAW}})
+    path.write_text(text, encoding="utf-8-sig")
+    assert wo.load_instance(path, tokens=2, blocks=1).tokens == 2
