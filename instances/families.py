@@ -162,7 +162,8 @@ class Batch:
     manifest : mapping
         Of the source file.
     record : mapping
-        What was cut, for provenance.
+        What was cut, for provenance; of a window with "sequence_starts", the tokens at which another
+        sequence begins than the one before.
     """
 
     experts: int
@@ -226,6 +227,9 @@ def cut_batch(
     rows = block_indices(blocks, source.blocks)
     ids = source.expert_ids[rows][:, chosen]
     record |= {"tokens": int(chosen.size), "start": start, "blocks": rows.tolist()}
+    if mode == "prefill":
+        sequence = source.sequence[chosen]
+        record["sequence_starts"] = (np.flatnonzero(sequence[1:] != sequence[:-1]) + 1).tolist()
     loads = expert_counts(ids[:, :, : source.top_k], source.experts)
     everything = expert_counts(source.expert_ids[rows][:, :, : source.top_k], source.experts)
     return Batch(
@@ -258,7 +262,10 @@ def block_indices(blocks: BlockChoice, count: int) -> NDArray[np.intp]:
     elif isinstance(blocks, Iterable):
         chosen = list(blocks)
     else:
-        return np.arange(whole("blocks", blocks, 1, count, f"must be 1 to {count}"))
+        rule = (
+            f"must be 1 to {count}: a number keeps the first so many blocks (as a text it is a block's index)"
+        )
+        return np.arange(whole("blocks", blocks, 1, count, rule))
     if not chosen:
         raise InputError("blocks", "must name at least one block")
     for index in chosen:
@@ -272,7 +279,8 @@ def _span(piece: str, whole_text: str, count: int) -> range:
     first, dash, last = piece.strip().partition("-")
     ends = [first, last] if dash else [first]
     if not all(is_number(end) for end in ends):
-        raise InputError("blocks", "must be indices such as '3', '0-4' or '0,7,15'", value=whole_text)
+        rule = "must be indices such as '3' (block 3 alone), '0-4' or '0,7,15'"
+        raise InputError("blocks", rule, value=whole_text[:40])
     # Checked before a range is expanded, which may be as long as the user likes.
     for end in ends:
         if len(end) > _DIGITS:
