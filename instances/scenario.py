@@ -1,8 +1,8 @@
 """Scenarios: routing x fleet x channel x payload x placement, from a name or a small TOML or JSON file.
 
 A name reads ``FAMILY[:PART][/FLEET[/CHANNEL]][@TOKENS[+START]][#BLOCKS]``. A fleet may be followed by
-``:PRECISION`` and ``:LEVEL``, a channel by ``:STATE`` and ``:per-block``. What is missing takes its
-default. Examples::
+``:PRECISION`` and ``:LEVEL``, a channel by ``:STATE`` and ``:per-block``. BLOCKS are indices: ``#3`` is
+block 3 alone, ``#0-2`` the first three. What is missing takes its default. Examples::
 
     deepseek-v2-lite-law
     deepseek-v2-lite-law/orin-mix-8/cell-100mhz@64

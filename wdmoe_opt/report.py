@@ -250,7 +250,7 @@ _DEVICES = (
 
 
 def _comparison(solution: Solution, baseline: Solution) -> FittedTable:
-    rows = []
+    rows: list[tuple[str | Text, ...]] = []
     for row in (baseline, solution):
         ratios = [f"{value:.4g} /s" for value in row.wlr.values()] or ["-"] * 3
         change = "" if row is baseline else f"{row.latency / baseline.latency - 1:+.1%}"
@@ -280,14 +280,14 @@ def _devices(solution: Solution) -> FittedTable:
     slowest = np.bincount(e.device_time.argmax(axis=1), minlength=devices)
     shares = solution.bandwidth
     full = e.block_latency.mean()
-    rows = []
+    rows: list[tuple[str | Bar, ...]] = []
     for k in range(devices):
         time = e.device_time[:, k].mean()
         width = "-", "-"
         if shares is not None:
             mean = shares[..., k].mean()
             width = f"{mean / 1e6:.2f} MHz", f"{mean / solution.problem.tables.total:.1%}"
-        row = (
+        row: tuple[str | Bar, ...] = (
             str(k), boards[k],
             *width,
             f"{e.transfers[:, k].mean():.1f}",
