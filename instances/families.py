@@ -162,7 +162,8 @@ class Batch:
     manifest : mapping
         Of the source file.
     record : mapping
-        What was cut, for provenance.
+        What was cut, for provenance; of a window with "sequence_starts", the tokens at which another
+        sequence begins than the one before.
     """
 
     experts: int
@@ -226,6 +227,9 @@ def cut_batch(
     rows = block_indices(blocks, source.blocks)
     ids = source.expert_ids[rows][:, chosen]
     record |= {"tokens": int(chosen.size), "start": start, "blocks": rows.tolist()}
+    if mode == "prefill":
+        sequence = source.sequence[chosen]
+        record["sequence_starts"] = (np.flatnonzero(sequence[1:] != sequence[:-1]) + 1).tolist()
     loads = expert_counts(ids[:, :, : source.top_k], source.experts)
     everything = expert_counts(source.expert_ids[rows][:, :, : source.top_k], source.experts)
     return Batch(
@@ -254,11 +258,14 @@ def block_indices(blocks: BlockChoice, count: int) -> NDArray[np.intp]:
     if blocks is None:
         return np.arange(count)
     if isinstance(blocks, str):
-        chosen = [index for piece in blocks.split(",") for index in _span(piece, blocks)]
+        chosen = [index for piece in blocks.split(",") for index in _span(piece, blocks, count)]
     elif isinstance(blocks, Iterable):
         chosen = list(blocks)
     else:
-        return np.arange(whole("blocks", blocks, 1, count, f"must be 1 to {count}"))
+        rule = (
+            f"must be 1 to {count}: a number keeps the first so many blocks (as a text it is a block's index)"
+        )
+        return np.arange(whole("blocks", blocks, 1, count, rule))
     if not chosen:
         raise InputError("blocks", "must name at least one block")
     for index in chosen:
@@ -268,11 +275,27 @@ def block_indices(blocks: BlockChoice, count: int) -> NDArray[np.intp]:
     return np.array(chosen, dtype=np.intp)
 
 
-def _span(piece: str, whole_text: str) -> range:
+def _span(piece: str, whole_text: str, count: int) -> range:
     first, dash, last = piece.strip().partition("-")
-    if not first.isdecimal() or (dash and not last.isdecimal()):
-        raise InputError("blocks", "must be indices such as '3', '0-4' or '0,7,15'", value=whole_text)
-    return range(int(first), int(last if dash else first) + 1)
+    ends = [first, last] if dash else [first]
+    if not all(is_number(end) for end in ends):
+        rule = "must be indices such as '3' (block 3 alone), '0-4' or '0,7,15'"
+        raise InputError("blocks", rule, value=whole_text[:40])
+    # Checked before a range is expanded, which may be as long as the user likes.
+    for end in ends:
+        if len(end) > _DIGITS:
+            raise InputError("blocks", f"must name a block, 0 to {count - 1}", value=f"{end[:_DIGITS]}...")
+        whole("blocks", int(end), 0, count - 1, f"must name a block, 0 to {count - 1}")
+    return range(int(first), int(ends[-1]) + 1)
+
+
+#: More digits than any number of a name needs; Python refuses to read some thousand.
+_DIGITS = 18
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number in ASCII digits (`str.isdigit` also takes superscripts)."""
+    return text.isascii() and text.isdecimal()
 
 
 def _cut_loads(
@@ -300,7 +323,7 @@ def _cut_loads(
 
 
 def _window(routing: RoutingFile, count: Any, start: int) -> NDArray[np.intp]:
-    start = whole("start", start, 0, routing.tokens - 1, f"must be at most {routing.tokens - 1}")
+    start = whole("start", start, 0, routing.tokens - 1, f"must be 0 to {routing.tokens - 1}")
     left = routing.tokens - start
     size = left
     if count is not None:
@@ -311,7 +334,7 @@ def _window(routing: RoutingFile, count: Any, start: int) -> NDArray[np.intp]:
 def _decode_step(routing: RoutingFile, count: Any, step: int) -> NDArray[np.intp]:
     starts = np.flatnonzero(np.r_[True, routing.sequence[1:] != routing.sequence[:-1]])
     lengths = np.diff(np.r_[starts, routing.tokens])
-    step = whole("start", step, 0, int(lengths.max()) - 1, f"must be at most {lengths.max() - 1}")
+    step = whole("start", step, 0, int(lengths.max()) - 1, f"must be 0 to {lengths.max() - 1}")
     users: NDArray[np.intp] = (starts + step)[lengths > step]
     if count is None:
         return users

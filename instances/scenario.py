@@ -1,8 +1,8 @@
 """Scenarios: routing x fleet x channel x payload x placement, from a name or a small TOML or JSON file.
 
 A name reads ``FAMILY[:PART][/FLEET[/CHANNEL]][@TOKENS[+START]][#BLOCKS]``. A fleet may be followed by
-``:PRECISION`` and ``:LEVEL``, a channel by ``:STATE`` and ``:per-block``. What is missing takes its
-default. Examples::
+``:PRECISION`` and ``:LEVEL``, a channel by ``:STATE`` and ``:per-block``. BLOCKS are indices: ``#3`` is
+block 3 alone, ``#0-2`` the first three. What is missing takes its default. Examples::
 
     deepseek-v2-lite-law
     deepseek-v2-lite-law/orin-mix-8/cell-100mhz@64
@@ -31,7 +31,7 @@ relative to the file::
 
     [channel]
     name = "cell-100mhz"
-    state = 0                         # which state of the sequence
+    state = 0                         # which state of the sequence, at most 99999
     seed = 1
     per_block = false                 # true: block i sees state + i
     distances_m = [60, 90]            # and carrier_ghz, total_bandwidth_mhz, power_down, power_up,
@@ -63,7 +63,7 @@ from wdmoe_opt import units
 from wdmoe_opt.errors import InputError, InstanceFileError, UnknownNameError
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.instances.channels import CELL_PARAMETERS, CHANNEL_SEED, CHANNELS, ChannelState, channel_states
-from wdmoe_opt.instances.families import Batch, BlockChoice, Family, cut_batch, find_family
+from wdmoe_opt.instances.families import Batch, BlockChoice, Family, cut_batch, find_family, is_number
 from wdmoe_opt.instances.fleets import FLEETS, fleet_profiles, fleet_times
 from wdmoe_opt.instances.placement import place
 from wdmoe_opt.instances.routing_file import RoutingFile
@@ -72,6 +72,8 @@ from wdmoe_opt.validation import IntArray, int_array, real_scalar, require_shape
 LINK_FIELDS = (*ChannelState.FIELDS, "bandwidth_min", "bandwidth_max")
 OWN_FLEET = "orin-mix-8"
 BITS_PER_VALUE = 16.0
+#: States of a channel a scenario may look at: all states before the chosen one are drawn too.
+STATE_LIMIT = 100_000
 PRECISIONS, LEVELS = ("fp16", "int4"), ("low", "centre", "high")
 
 
@@ -98,7 +100,7 @@ class Scenario:
     channel : str
         A name of `channels.CHANNELS`.
     state : int
-        Which state of the channel's sequence.
+        Which state of the channel's sequence, 0 to 99999.
     seed : int
     per_block : bool
         Block i sees state ``state + i``.
@@ -230,7 +232,8 @@ class Scenario:
                 raise UnknownNameError("channel", key, LINK_FIELDS)
         if _REPLACING & self.link.keys():
             return dict(self.link), {"source": "explicit numbers"}
-        state = whole("state", self.state, 0, 10_000_000, "must be at least 0")
+        last = STATE_LIMIT - 1
+        state = whole("state", self.state, 0, last, f"must be 0 to {last}")
         blocks = len(batch.expert_loads)
         states = state + (blocks if self.per_block else 1)
         sequence = channel_states(
@@ -267,7 +270,7 @@ def _routing_fields(batch: Batch, hosts: IntArray, times: dict[str, Any]) -> dic
 
 # ---------------------------------------------------------------------- names
 
-_BATCH = re.compile(r"(?P<tokens>[0-9]+|all)(\+(?P<start>[0-9]+))?")
+_BATCH = re.compile(r"(?P<tokens>[0-9]{1,18}|all)(\+(?P<start>[0-9]{1,18}))?")
 
 
 def parse_name(name: str) -> Scenario:
@@ -302,11 +305,18 @@ def parse_name(name: str) -> Scenario:
     return Scenario(**found)
 
 
+def _short(text: str) -> str:
+    """Text for a message, cut where it is longer than any name."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _parse_batch(text: str, name: str) -> dict[str, Any]:
     match = _BATCH.fullmatch(text)
     if match is None:
         raise InputError(
-            "name", "after '@' must stand TOKENS or TOKENS+START, TOKENS a number or 'all'", value=name
+            "name",
+            "after '@' must stand TOKENS or TOKENS+START, TOKENS a number or 'all'",
+            value=_short(name),
         )
     tokens, start = match["tokens"], match["start"]
     found: dict[str, Any] = {"tokens": tokens if tokens == "all" else int(tokens)}
@@ -334,12 +344,14 @@ def _parse_channel(text: str) -> dict[str, Any]:
         raise UnknownNameError("channel", channel, CHANNELS)
     found: dict[str, Any] = {"channel": channel}
     for qualifier in qualifiers:
-        if qualifier.isdecimal():
+        if is_number(qualifier) and len(qualifier) <= 18:
             found["state"] = int(qualifier)
         elif qualifier == "per-block":
             found["per_block"] = True
         else:
-            raise InputError("channel", "after ':' must stand a state number or 'per-block'", value=text)
+            raise InputError(
+                "channel", "after ':' must stand a state number or 'per-block'", value=_short(text)
+            )
     return found
 
 
@@ -411,12 +423,15 @@ def build_scenario(path: str | Path, **changes: Any) -> Instance:
 
 
 def _read_content(path: Path) -> Any:
+    if path.name in ENDINGS:
+        raise InstanceFileError(f"{path}: must have a name before its ending")
     if path.suffix not in ENDINGS:
         raise InstanceFileError(f"{path}: the name of a scenario must end in .toml or .json")
     try:
         if path.stat().st_size > SCENARIO_LIMIT:
             raise InstanceFileError(f"{path}: over the limit of {SCENARIO_LIMIT} bytes for a scenario")
-        text = path.read_text(encoding="utf-8")
+        # Some editors write a byte order mark, which neither format has.
+        text = path.read_text(encoding="utf-8-sig")
         return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise InstanceFileError(f"{path}: cannot be read ({error.strerror})") from None

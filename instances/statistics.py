@@ -26,9 +26,10 @@ class WeightOutside:
     mass : float array (...)
         Weight of all experts that are not stored, together: 1 minus the stored sum, at least 0.
     largest_below : float array (...)
-        No expert that is not stored weighs more: the smallest stored weight, or the whole mass if less.
+        No expert that is not stored weighs more: the smallest stored weight, or the whole mass if less,
+        each with the most that rounding can have taken from it.
     largest_above : float array (...)
-        The heaviest expert that is not stored weighs at least their mean.
+        The heaviest expert that is not stored weighs at least their mean, less what rounding can have added.
     consistent : bool array (...)
         Whether the stored weights can be the largest ones of a softmax at all:
         mass <= (experts - m) x smallest stored weight, up to rounding.
@@ -50,7 +51,8 @@ def weight_outside(gate_weights: ArrayLike, experts: int, *, rounding: float = 0
     experts : int
         Of the softmax, at least m.
     rounding : float
-        Half a unit of the last stored decimal (DeepSeek-V2-Lite: 0.5e-4); ``consistent`` allows for it.
+        Half a unit of the last stored decimal (DeepSeek-V2-Lite: 0.5e-4): a stored weight was at most that
+        much larger or smaller.
 
     Raises
     ------
@@ -67,10 +69,12 @@ def weight_outside(gate_weights: ArrayLike, experts: int, *, rounding: float = 0
         raise InputError("gate_weights", rule, value=float(total.max()))
     mass: RealArray = np.maximum(1.0 - total, 0.0) if others else np.zeros_like(total)
     smallest = weights.min(axis=-1)
+    error = m * rounding
+    most, least = (np.maximum(1.0 - total + sign * error, 0.0) if others else mass for sign in (1, -1))
     return WeightOutside(
         mass=mass,
-        largest_below=np.minimum(smallest, mass),
-        largest_above=mass / max(others, 1),
+        largest_below=np.minimum(smallest + rounding, most),
+        largest_above=least / max(others, 1),
         consistent=mass <= others * (smallest + rounding) + slack,
     )
 
@@ -176,7 +180,9 @@ def stats(instance: Instance) -> dict[str, Any]:
         ``name``; ``sizes`` (blocks, tokens, experts, devices, top_k, candidates); ``reachable_devices``
         (smallest and largest number over blocks); ``device_load_skew``, ``expert_load_skew`` (largest over
         mean load under plain top-k: median and worst block); ``unused_experts`` (mean per block);
-        ``shared_with_previous`` (share of a token's experts that the token before it in the batch used);
+        ``shared_with_previous`` (share of a token's experts that the token before it in the same sequence
+        used; tokens of an instance that says nothing of sequences count as one, tokens of several users or
+        token types have no predecessor);
         ``top_k_mass`` (min, mean, max); ``retention`` (kept weight by number of experts kept);
         ``weight_outside`` (mean mass of the experts that were not stored, and bounds on any single one,
         see `weight_outside`). What the instance does not tell is None.
@@ -216,8 +222,8 @@ def _token_statistics(instance: Instance) -> dict[str, Any]:
     for expert, host in enumerate(hosts):
         devices[:, host] += loads[:, expert]
     mass = weights[:, :, :top_k].sum(axis=2)
-    together = np.zeros(instance.tokens, dtype=np.int64)
-    shared = shared_with_previous(ids, together, top_k).mean() if instance.tokens > 1 else None
+    sequence = _sequences(instance)
+    shared = None if sequence is None else float(shared_with_previous(ids, sequence, top_k).mean())
     outside = None
     source = instance.provenance.get("routing")
     if isinstance(source, Mapping) and has_weight_outside(source):
@@ -226,11 +232,29 @@ def _token_statistics(instance: Instance) -> dict[str, Any]:
         "device_load_skew": _skew_or_none(devices),
         "expert_load_skew": _skew_or_none(loads),
         "unused_experts": float((loads == 0).sum(axis=1).mean()),
-        "shared_with_previous": None if shared is None else float(shared),
+        "shared_with_previous": None if shared is None or np.isnan(shared) else shared,
         "top_k_mass": {"min": float(mass.min()), "mean": float(mass.mean()), "max": float(mass.max())},
         "retention": [float(kept) for kept in retention_curve(weights, top_k).mean(axis=0)],
         "weight_outside": outside,
     }
+
+
+def _sequences(instance: Instance) -> NDArray[Any] | None:
+    """Number of each token's sequence, (tokens,); None where tokens do not follow one another."""
+    batch = instance.provenance.get("batch")
+    if not isinstance(batch, Mapping):
+        batch = {}
+    if batch.get("mode") in ("decode", "types"):
+        return None
+    starts = batch.get("sequence_starts", [])
+    sequence = np.zeros(instance.tokens, dtype=np.int64)
+    if not isinstance(starts, (list, tuple)):
+        return None
+    for start in starts:
+        if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < instance.tokens:
+            return None
+        sequence[start] = 1
+    return sequence.cumsum()
 
 
 def _skew_or_none(loads: NDArray[Any]) -> dict[str, float] | None:

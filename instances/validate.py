@@ -83,6 +83,8 @@ def _reader(kind: str) -> Any:
 
 def _kind(path: Path) -> tuple[str, str | None]:
     """Kind of a file and the content hash it claims."""
+    if path.name in (".npz", ".json", ".toml"):
+        raise ArchiveError(path, "must have a name before its ending")
     if path.suffix == ".npz":
         manifest = peek_manifest(path)
         if manifest.get("kind") not in _ARCHIVES:
@@ -93,7 +95,7 @@ def _kind(path: Path) -> tuple[str, str | None]:
     if path.suffix != ".json":
         raise ArchiveError(path, "the name must end in .npz, .json or .toml")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ArchiveError(path, f"cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

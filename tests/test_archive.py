@@ -265,3 +265,65 @@ def test_a_file_that_breaks_a_rule_of_instances_names_file_and_rule(tmp_path: Pa
     path.write_text(json.dumps(content))
     with pytest.raises(wo.InstanceFileError, match=r"x\.json: compute_time\[1\] = -1\.0: must be at least 0"):
         wo.Instance.load(path)
+
+
+@pytest.mark.parametrize("word", ["NaN", "-Infinity", "1e999", '"\\ud800"'])
+@pytest.mark.parametrize("ending", ["npz", "json"])
+def test_what_json_has_not_is_refused_in_one_line(tmp_path: Path, ending: str, word: str) -> None:
+    path = tmp_path / f"x.{ending}"
+    small_instance(provenance={"x": "MARK"}).save(path)
+    if ending == "json":
+        path.write_text(path.read_text().replace('"MARK"', word))
+    else:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        members[MANIFEST] = members[MANIFEST].replace(b'"MARK"', word.encode())
+        forge(path, members)
+    with pytest.raises(wo.InstanceFileError) as caught:
+        wo.Instance.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", {"\udfff": 1}])
+@pytest.mark.parametrize("ending", ["npz", "json"])
+def test_what_json_has_not_is_not_written(tmp_path: Path, ending: str, value: Any) -> None:
+    for changes in ({"provenance": {"x": value}}, {"name": value if isinstance(value, str) else "\ud800"}):
+        with pytest.raises(wo.InputError, match=r"^manifest: must hold JSON values only \(") as caught:
+            small_instance(**changes).save(tmp_path / f"x.{ending}")
+        str(caught.value).encode()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    small_instance().save(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert wo.Instance.load(path).name == "tiny"
+
+
+@pytest.mark.parametrize("name", [".npz", ".json", ".toml"])
+def test_an_ending_alone_is_no_name(tmp_path: Path, name: str) -> None:
+    for path in (name, tmp_path / name):
+        with pytest.raises(wo.InstanceFileError, match="must have a name before its ending"):
+            wo.load_instance(path)
+    if name != ".toml":
+        with pytest.raises(wo.InstanceFileError, match="must have a name before its ending"):
+            small_instance().save(tmp_path / name)
+
+
+def test_a_path_without_an_ending_is_not_taken_for_a_shipped_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("scenario").touch()
+    for name in ("./none", "../none", str(tmp_path), "scenario", Path("none")):
+        with pytest.raises(wo.InstanceFileError, match=r"must end in \.npz, \.json or \.toml"):
+            wo.load_instance(name)
+    with pytest.raises(wo.InputError, match="name = '': must not be empty"):
+        wo.load_instance("")
+    with pytest.raises(wo.UnknownNameError, match="unknown name"):
+        wo.load_instance("none")
+    Path("gpt-oss-20b-decode").touch()
+    assert wo.load_instance("gpt-oss-20b-decode", blocks=1).blocks == 1

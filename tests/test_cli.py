@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +19,14 @@ import wdmoe_opt as wo
 from wdmoe_opt.cli import main
 
 NAME = "gpt-oss-20b-decode"
+LOADS = "mixtral-8x7b-mmlu-load"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user's shell would."""
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"} | variables
     return subprocess.run(
-        [sys.executable, "-m", "wdmoe_opt.cli", *arguments],
+        [sys.executable, "-m", "wdmoe_opt", *arguments],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -144,7 +148,8 @@ def test_lists() -> None:
     listed = json.loads(run("instances", "list", "--json").stdout)
     assert [row["name"] for row in listed["families"]] == wo.list_instances()
     solvers = json.loads(run("solvers", "--json").stdout)
-    assert [row["name"] for row in solvers] == [info.name for info in wo.list_solvers()]
+    assert [row["name"] for row in solvers] == sorted(["auto", *(info.name for info in wo.list_solvers())])
+    assert "of its pick" in run("solvers").stdout
     assert json.loads(run("info", "--json").stdout)["wdmoe_opt"] == wo.__version__
     for command in (("instances", "list"), ("solvers",), ("info",), ("instances", "show", NAME), ()):
         done = run(*command)
@@ -178,6 +183,35 @@ ERRORS = [
     (("solve", NAME, "--method", "wdmoe", "-o", "strict=1"), "option strict = '1': must be true or false"),
     (("solve", NAME, "--method", "wdmoe", "-o", "delta=0"), "delta = 0.0: must be greater than 0"),
     (("solve", NAME, "--method", "wdmoe", "-o", "tie=none"), "tie = 'none': unknown name"),
+    (("solve", NAME, "--blocks", "²"), "blocks = '²': must be indices"),
+    (("solve", NAME, "--blocks", "1" * 5000), "blocks = '111111111111111111...': must name a block, 0 to 23"),
+    (("solve", NAME, "--tokens", "٣"), "tokens = '٣': must be a whole number"),
+    (("solve", f"{NAME}#٣"), "blocks = '٣': must be indices"),
+    (("solve", f"{NAME}#0-999999999999"), "blocks = 999999999999: must name a block, 0 to 23"),
+    (("solve", f"{NAME}@{'1' * 5000}"), "after '@' must stand TOKENS"),
+    (("solve", f"{NAME}/orin-mix-8/cell-100mhz:9999999"), "state = 9999999: must be 0 to 99999"),
+    (("solve", f"{NAME}/orin-mix-8/cell-100mhz:{'1' * 5000}"), "after ':' must stand a state number"),
+    (("solve", f"{NAME}/orin-mix-8/cell-100mhz:٣"), "after ':' must stand a state number"),
+    (("solve", NAME, "--start", "-1"), "start = -1: must be 0 to "),
+    (
+        ("solve", "deepseek-v2-lite-law/orin-mix-4/feup-wifi@16#2", "--allocation", "shared"),
+        "allocation = 'shared': must be 'fixed'",
+    ),
+    (("solve", LOADS, "--objective", "wlr-token"), "objective = 'wlr-token': must be 'latency'"),
+    (("solve", LOADS, "--objective", "speed"), "objective = 'speed': unknown name"),
+    (
+        ("solve", LOADS, "--min-retention", "0.9"),
+        "min_retention = 0.9: cannot be set: the instance has loads only",
+    ),
+    (("solve", LOADS, "--min-retention", "0.95"), "min_retention = 0.95: cannot be set"),
+    (("solve", LOADS, "--min-token-retention", "0.5"), "min_token_retention = 0.5: cannot be set"),
+    (("solve", LOADS, "--max-experts", "2"), "cannot be set: the instance has loads only"),
+    (("solve", LOADS, "--candidates", "3"), "candidates: cannot be set: the instance has loads only"),
+    (("solve", LOADS, "--dispatch", "device"), "dispatch: cannot be 'device'"),
+    (("solve", NAME, "--with-selection"), "--with-selection: needs --json"),
+    (("solve", ""), "name = '': must not be empty"),
+    (("solve", "./x"), "./x: the name of a file must end in .npz, .json or .toml"),
+    (("solve", ".npz"), ".npz: must have a name before its ending"),
     (("solve", "no-such-file.npz"), "no-such-file.npz"),
     (("solve", "no-such-file.npz", "--tokens", "3"), "can only be set for shipped instances"),
     (("solve",), "Missing argument"),
@@ -232,6 +266,15 @@ def test_damaged_file_is_refused(tmp_path: Path) -> None:
     assert "hash" in done.stderr
 
 
+def test_loads_alone_take_what_they_can() -> None:
+    """The default floor does not apply to loads alone; and what says nothing new is taken."""
+    found = as_json("solve", LOADS, "--method", "topk", "--objective", "latency", "--min-retention", "0")
+    assert found["request"]["min_retention"] == 0
+    done = run("solve", LOADS, "--method", "topk", "--max-latency", "1e-9")
+    assert done.returncode == 3
+    assert "violates max_latency" in done.stdout
+
+
 def test_loads_only_instance_solves_and_refuses_selection(tmp_path: Path) -> None:
     """Bandwidth problems apply to loads alone; a selection method names those that can."""
     path = tmp_path / "loads.npz"
@@ -243,3 +286,113 @@ def test_loads_only_instance_solves_and_refuses_selection(tmp_path: Path) -> Non
     done = run("solve", str(path), "--method", "wdmoe")
     assert done.returncode == 2
     assert "use slsqp, topk, topk-uniform" in done.stderr
+
+
+# ---------------------------------------------------------------------- output
+
+
+STRANGE = "[/red] [bold]x\x1b[31m\u202e\r\nend"
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        {"fleet": 3},
+        {"fleet": {"boards": 3}},
+        {"fleet": {"boards": [1] * 8}},
+        {"fleet": {"boards": [STRANGE] * 9}},
+        {"fleet": {"boards": {"a": 1}}, "batch": 7, "routing": [], STRANGE: STRANGE},
+    ],
+)
+def test_names_and_provenance_of_others_are_only_text(
+    provenance: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Markup is printed as it is, control characters are not, and a provenance of any type is no error."""
+    path = tmp_path / "x.npz"
+    replace(wo.load_instance(NAME, blocks=1), name=STRANGE, provenance=provenance).save(path)
+    for command in (["solve", "--method", "topk"], ["instances", "show"], ["instances", "stats"]):
+        monkeypatch.setattr(sys, "argv", ["wdmoe-opt", *command, str(path)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        assert (stop.value.code, err) == (0, "")
+        assert "[/red] [bold]x[31m end" in out
+        assert not set("\x1b\u202e\r") & set(out)
+
+
+def test_output_in_ascii_and_without_trailing_blanks() -> None:
+    """Where the encoding has no blocks, bars are drawn with ASCII; no line ends in blanks."""
+    arguments = ("solve", NAME, "--method", "topk", "--blocks", "1")
+    plain, blocks = run(*arguments, PYTHONIOENCODING="ascii"), run(*arguments)
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stdout == blocks.stdout.replace("█", "#").replace("·", ".")
+    assert "####" in plain.stdout
+    for text in (plain.stdout, run("solvers").stdout, run("instances", "list").stdout):
+        assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_narrow_terminals_lose_columns_but_no_digits() -> None:
+    """At 60 columns the most important columns are whole; wider, more of them."""
+    arguments = ("solve", NAME, "--method", "topk", "--blocks", "1")
+    narrow, wide = run(*arguments, COLUMNS="60").stdout, run(*arguments, COLUMNS="160").stdout
+    assert "…" not in narrow
+    tables = [line for line in narrow.splitlines() if "latency" in line or "bandwidth " in line]
+    assert all(word in tables[0] for word in ("latency", "change", "retention"))
+    assert all(word in tables[1] for word in ("device", "bandwidth", "time per block"))
+    assert "waiting" in wide
+    assert "waiting" not in narrow
+    known = set(wide.split())
+    assert all(word in known for line in narrow.splitlines()[1:-1] for word in line.split())
+    assert max(map(len, narrow.splitlines())) <= 60
+
+
+def test_numbers_of_stats_have_six_digits() -> None:
+    """Tables round; JSON does not."""
+    printed = run("instances", "stats", NAME, "--blocks", "3").stdout
+    assert max(len(digits) for digits in re.findall(r"0\.0*([1-9][0-9]*)", printed)) <= 6
+
+
+def test_version() -> None:
+    """--version prints name and version, nothing else."""
+    assert run("--version").stdout == f"wdmoe-opt {wo.__version__}\n"
+
+
+def test_help_tells_counts_from_indices() -> None:
+    """--blocks 3 and #3 are different things, and the help says so."""
+    for command in (["solve"], ["instances", "show"]):
+        text = " ".join(run(*command, "--help", COLUMNS="200").stdout.split())
+        assert "3 is blocks 0, 1 and 2" in text
+        assert "#3 is block 3 alone, unlike --blocks 3" in text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize("arguments", ["solvers", "solvers --json", "--help", "--version"])
+def test_closed_and_full_outputs_are_one_line(arguments: str) -> None:
+    """A closed standard output and a full disk end in one line and a status that is not 0."""
+    targets = {">&-": "standard output: is closed"}
+    if Path("/dev/full").exists():
+        targets[">/dev/full"] = "standard output: cannot be written (No space left on device)"
+    for target, message in targets.items():
+        line = f'"{sys.executable}" -m wdmoe_opt {arguments} {target}'
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr == f"wdmoe-opt: {message}\n"
+
+
+def test_interrupt_while_importing() -> None:
+    """Ctrl-C before the command line is there ends in one line and 130."""
+    code = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "wdmoe_opt.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from wdmoe_opt.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "wdmoe-opt: interrupted\n")

@@ -210,10 +210,28 @@ def json_copy(manifest: Mapping[str, Any]) -> dict[str, Any]:
         If it holds anything but JSON values.
     """
     try:
-        copy: dict[str, Any] = json.loads(dump_json(manifest))
+        copy: dict[str, Any] = parse_json(dump_json(manifest))
+        encode_json(copy)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError("manifest", f"must hold JSON values only ({error})") from None
     return copy
+
+
+def parse_json(text: str) -> Any:
+    """Value of a JSON text; a NaN or an infinity, which Python's reader takes, is refused by ValueError."""
+
+    def refuse(word: str) -> Any:
+        raise ValueError(f"{word} is not a JSON value")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def encode_json(value: Mapping[str, Any]) -> bytes:
+    """`dump_json` in UTF-8; half a surrogate pair, which JSON can spell, is refused by ValueError."""
+    try:
+        return dump_json(value).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{error.object[error.start : error.end]!r} is not a character") from None
 
 
 def dump_json(value: Mapping[str, Any], indent: int | None = None) -> str:
@@ -239,7 +257,7 @@ def _hash_header(digest: Any, name: str, stream: Stream) -> None:
 
 def _finish_hash(digest: Any, manifest: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in manifest.items() if key != "content_hash"}
-    digest.update(dump_json(rest).encode())
+    digest.update(encode_json(rest))
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -330,7 +348,10 @@ def _read_manifest(path: str | Path, archive: zipfile.ZipFile) -> Any:
         raise ArchiveError(path, f"must hold one {MANIFEST}, holds {len(found)}")
     _check_packing(path, found[0])
     _check_size(path, found[0].file_size, MANIFEST_LIMIT, f"{MANIFEST}: ")
-    return json.loads(archive.read(found[0]).decode("utf-8"))
+    manifest = parse_json(archive.read(found[0]).decode("utf-8"))
+    if isinstance(manifest, dict):
+        encode_json(manifest)
+    return manifest
 
 
 def check_manifest(path: str | Path, manifest: Any, layout: Layout) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
+import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,23 +16,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from wdmoe_opt import __version__
 from wdmoe_opt.errors import InputError, WdmoeError
 from wdmoe_opt.library import load_instance
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import find_solver, list_solvers
-from wdmoe_opt.report import instance_json, plain, solution_json, solution_view
+from wdmoe_opt.report import clean, instance_json, number, plain, solution_json, solution_view
 from wdmoe_opt.solving import solve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from rich.console import RenderableType
 
     from wdmoe_opt.instance import Instance
+    from wdmoe_opt.registry import SolverInfo
 
 # Typer used to build on click and now carries its own copy; the base class is reached through Typer's
 # public exception in either case.
 _UsageError: Any = typer.BadParameter.__mro__[2]
+
+#: ASCII digits only, and fewer than Python refuses to read.
+_WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 
 #: Exit status of a solve whose point breaks a constraint; errors exit with 2.
 INFEASIBLE = 3
@@ -46,7 +55,22 @@ app = typer.Typer(
 instances_app = typer.Typer(help="The instance library.", invoke_without_command=True, rich_markup_mode=None)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"wdmoe-opt {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
+def _main_help(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    _help_without_command(context)
+
+
 @instances_app.callback()
 def _help_without_command(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -60,17 +84,25 @@ Name = Annotated[
     str,
     typer.Argument(
         metavar="NAME_OR_FILE",
-        help="Family, scenario such as FAMILY/FLEET/CHANNEL@64, or .npz, .json, .toml file.",
+        help="Family, scenario such as FAMILY/FLEET/CHANNEL@64#0-4, or .npz, .json, .toml file. "
+        "After # stand block indices: #3 is block 3 alone, unlike --blocks 3.",
     ),
 ]
 Tokens = Annotated[str | None, typer.Option(help="Batch size of a shipped instance, or 'all'.")]
-Blocks = Annotated[str | None, typer.Option(help="Only the first so many blocks, or a range such as 3-5.")]
+Blocks = Annotated[
+    str | None,
+    typer.Option(
+        help="A number keeps the first so many blocks: 3 is blocks 0, 1 and 2. Ranges and lists such as 3-3, "
+        "0-4 or 0,7 name blocks by index, as does #BLOCKS in a name, where #3 is block 3 alone."
+    ),
+]
 Start = Annotated[int | None, typer.Option(help="First token of the batch, or decode step.")]
 Part = Annotated[str | None, typer.Option(help="Subject or domain of a family that has them.")]
 
 
 @app.command("solve")
 def solve_command(
+    context: typer.Context,
     name: Name,
     method: Annotated[str, typer.Option(help="Solver, see `wdmoe-opt solvers`.")] = "auto",
     min_retention: Annotated[float, typer.Option(help="Floor on each block's mean kept gate weight.")] = 0.95,
@@ -100,19 +132,20 @@ def solve_command(
     ] = False,
 ) -> None:
     """Select experts and allocate bandwidth, and say what it costs against plain top-k at equal bandwidth."""
+    if with_selection and not as_json:
+        raise InputError("--with-selection", "needs --json: a table has no room for it")
     inst = _load(name, tokens, blocks, start, part)
-    request: dict[str, Any] = {"allocation": _default_allocation(inst, allocation)}
-    if inst.loads is None:
-        request |= {
-            "objective": objective,
-            "min_retention": min_retention,
-            "min_token_retention": min_token_retention,
-            "max_experts": max_experts,
-            "candidates": candidates if candidates == "top-k" else _whole("candidates", candidates),
-            "dispatch": dispatch,
-            "max_latency": max_latency,
-        }
-    problem = Problem(inst, **request)
+    problem = Problem(
+        inst,
+        objective=_any(objective),
+        min_retention=_floor(context, inst, "min_retention", min_retention),
+        min_token_retention=_floor(context, inst, "min_token_retention", min_token_retention),
+        max_experts=max_experts,
+        candidates=_any(candidates if candidates == "top-k" else _whole("candidates", candidates)),
+        allocation=_any(_allocation(context, inst, allocation)),
+        dispatch=_any(dispatch),
+        max_latency=max_latency,
+    )
     options = _options(method, option or [])
     with _working("solving (the first run compiles, about ten seconds)"):
         baseline = solve(problem, "topk-uniform")
@@ -122,7 +155,7 @@ def solve_command(
     if as_json:
         _print_json(solution_json(answer, baseline, selection=with_selection))
     else:
-        _console().print(solution_view(answer, baseline))
+        _show(solution_view(answer, baseline))
     if not answer.feasible:
         raise typer.Exit(INFEASIBLE)
 
@@ -130,27 +163,48 @@ def solve_command(
 @app.command("solvers")
 def solvers_command(as_json: AsJson = False) -> None:
     """List the solvers: what each does, can do, and whether it is available."""
-    rows: list[dict[str, Any]] = [
+    rows = [_solver_row(info) for info in list_solvers()]
+    rows.append(
         {
-            "name": info.name,
-            "summary": info.summary,
-            "needs_tokens": info.needs_tokens,
-            "honours_floors": info.honours_floors,
-            "bound": info.bound,
-            "available": bool(info.availability()),
-            "reason": info.availability().reason,
-            "options": info.options if info.availability() else {},
+            "name": "auto",
+            "summary": "picks one of the others by size and time limit, and says which",
+            "needs_tokens": False,
+            "honours_floors": True,
+            "bound": "none",
+            "available": True,
+            "reason": "",
+            "options": {},
         }
-        for info in list_solvers()
-    ]
+    )
+    rows.sort(key=lambda row: str(row["name"]))
     if as_json:
         _print_json(rows)
         return
-    table = _table("solver", "what it does", "floors", "bound", "available")
-    for row in rows:
-        floors = "keeps" if row["honours_floors"] else "unaware"
-        table.add_row(row["name"], row["summary"], floors, row["bound"], row["reason"] or "yes")
-    _console().print(table)
+    lines = (
+        (
+            row["name"],
+            row["summary"],
+            "keeps" if row["honours_floors"] else "unaware",
+            "of its pick" if row["name"] == "auto" else row["bound"],
+            row["reason"] or "yes",
+        )
+        for row in rows
+    )
+    _show(_table("solver", "what it does", "floors", "bound", "available", rows=lines))
+
+
+def _solver_row(info: SolverInfo) -> dict[str, Any]:
+    available = info.availability()
+    return {
+        "name": info.name,
+        "summary": info.summary,
+        "needs_tokens": info.needs_tokens,
+        "honours_floors": info.honours_floors,
+        "bound": info.bound,
+        "available": bool(available),
+        "reason": available.reason,
+        "options": info.options if available else {},
+    }
 
 
 @app.command("info")
@@ -170,12 +224,12 @@ def info_command(as_json: AsJson = False) -> None:
     if as_json:
         _print_json(values)
         return
-    table = _table("", "")
+    rows = []
     for key, value in values.items():
         pairs = value.items() if isinstance(value, dict) else [("", value)]
-        for number, (name, text) in enumerate(pairs):
-            table.add_row(key if number == 0 else "", f"{name} {text}".strip())
-    _console().print(table)
+        for count, (name, text) in enumerate(pairs):
+            rows.append(("" if count else key, f"{name} {text}"))
+    _show(_table("", "", rows=rows))
 
 
 @instances_app.command("list")
@@ -187,14 +241,13 @@ def instances_list(as_json: AsJson = False) -> None:
     if as_json:
         _print_json({"families": families, **list_parts()})
         return
-    table = _table("name", "knows", "blocks", "tokens", "batch", "parts", "licence", "what it is")
+    rows = []
     for row in families:
-        batch = str(row["default_batch"] or "a part")
-        numbers = (str(row["blocks"]), str(row["tokens"]), batch, str(row["parts"] or ""))
-        table.add_row(row["name"], row["kind"], *numbers, row["licence"], row["summary"])
-    _console().print(table)
-    for kind, names in list_parts().items():
-        _console().print(f"\n{kind}: {', '.join(names)}")
+        numbers = (row["blocks"], row["tokens"], row["default_batch"] or "a part", row["parts"] or "")
+        rows.append((row["name"], row["kind"], *numbers, row["licence"], row["summary"]))
+    names = ("name", "knows", "blocks", "tokens", "batch", "parts", "licence", "what it is")
+    parts = (Text(f"\n{kind}: {', '.join(known)}") for kind, known in list_parts().items())
+    _show(_table(*names, rows=rows), *parts)
 
 
 @instances_app.command("show")
@@ -254,7 +307,7 @@ def instances_export(
     """Write an instance to a file that `solve` and other programs can read."""
     inst = _load(name, tokens, blocks, start, part)
     inst.save(output)
-    _console().print(f"wrote {output}: {inst!r}", markup=False, highlight=False)
+    print(clean(f"wrote {output}: {inst!r}"))
 
 
 @app.command("capture")
@@ -331,7 +384,9 @@ def profile_device_command(
 def main() -> None:
     """Entry point: run the command line and turn every foreseen error into one line."""
     try:
+        _open_output()
         status = app(standalone_mode=False)
+        sys.stdout.flush()
     except WdmoeError as error:
         status = _complain(str(error))
     except _UsageError as error:
@@ -340,34 +395,62 @@ def main() -> None:
         status = _complain("interrupted", 130)
     except BrokenPipeError:
         # The reader has gone; nothing can be said to it any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         status = 1
+    except OSError as error:
+        # Files that are read or written complain by name; what is left is a full disk behind a redirection.
+        status = _complain(f"{error.filename or 'standard output'}: cannot be written ({error.strerror})")
+        _discard_output()
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _open_output() -> None:
+    """Make sure that there is a standard output, and that no character stops it."""
+    if sys.stdout is None:
+        raise WdmoeError("standard output: is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _discard_output() -> None:
+    """Let the interpreter's last flush go nowhere."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(message: str, status: int = 2) -> int:
-    print(f"wdmoe-opt: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):
+        if sys.stderr is not None:
+            print(f"wdmoe-opt: {clean(message)}", file=sys.stderr)
     return status
 
 
-def _console() -> Console:
-    # A pipe has no width: wide enough that no column is cut.
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+def _show(*parts: RenderableType) -> None:
+    """Print to standard output, without the blanks that fill tables to their width."""
+    # A pipe has no width, unless it is told: wide enough that no column is cut.
+    told = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    console = Console(width=None if told else 160, highlight=False)
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    sys.stdout.write("".join(f"{line.rstrip(' ')}\n" for line in captured.get().splitlines()))
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, rows: Iterable[Iterable[Any]]) -> Table:
+    """A table of plain text: no markup, no control characters."""
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
     return table
 
 
 @contextmanager
 def _working(what: str) -> Iterator[None]:
     """A spinner on standard error while attached to a terminal."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with console.status(what):
+    if sys.stderr is not None and sys.stderr.isatty():
+        with Console(stderr=True).status(what):
             yield
     else:
         yield
@@ -378,10 +461,7 @@ def _print_values(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(values)
         return
-    table = _table("", "")
-    for key, value in _flat(values):
-        table.add_row(key, value)
-    _console().print(table)
+    _show(_table("", "", rows=_flat(values)))
 
 
 def _print_json(value: Any) -> None:
@@ -393,7 +473,7 @@ def _load(name: str, tokens: str | None, blocks: str | None, start: int | None, 
     given: dict[str, Any] = {"start": start, "part": part, "blocks": blocks}
     if tokens is not None:
         given["tokens"] = tokens if tokens == "all" else _whole("tokens", tokens)
-    if blocks is not None and blocks.lstrip("+-").isdigit():
+    if blocks is not None and _WHOLE.fullmatch(blocks):
         given["blocks"] = int(blocks)
     return load_instance(name, **{key: value for key, value in given.items() if value is not None})
 
@@ -402,9 +482,30 @@ def _is_file(name: str) -> bool:
     return name.endswith((".npz", ".json", ".toml"))
 
 
-def _default_allocation(inst: Instance, allocation: str) -> str:
-    """A measured link has no bandwidth knob: fixed is all it can be."""
-    return "fixed" if inst.token_time_link is not None and allocation == "shared" else allocation
+def _any(value: Any) -> Any:
+    """A text that `Problem` checks against its choices."""
+    return value
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether the user typed an option, rather than left its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _floor(context: typer.Context, inst: Instance, name: str, value: float) -> float:
+    """Without gate weights there is none to keep: the default floor falls away, one asked for is refused."""
+    if inst.loads is None:
+        return value
+    if _is_given(context, name) and value != 0:
+        raise InputError(name, "cannot be set: the instance has loads only, no gate weights", value=value)
+    return 0.0
+
+
+def _allocation(context: typer.Context, inst: Instance, allocation: str) -> str:
+    """A measured link has no bandwidth knob: fixed is its default, and all it can be."""
+    measured = inst.token_time_link is not None
+    return "fixed" if measured and not _is_given(context, "allocation") else allocation
 
 
 def _options(method: str, pairs: list[str]) -> dict[str, Any]:
@@ -437,10 +538,9 @@ def _typed(name: str, text: str, default: Any) -> Any:
 
 
 def _whole(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(name, "must be a whole number", value=text) from None
+    if _WHOLE.fullmatch(text) is None:
+        raise InputError(name, "must be a whole number", value=text[:40])
+    return int(text)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -448,9 +548,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
         elif isinstance(value, list):
-            yield f"{prefix}{key}", ", ".join(map(str, value))
+            yield f"{prefix}{key}", ", ".join(map(_cell, value))
         else:
-            yield f"{prefix}{key}", str(value)
+            yield f"{prefix}{key}", _cell(value)
+
+
+def _cell(value: Any) -> str:
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def _version(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,9 @@ from wdmoe_opt.archive import (
     check_manifest,
     content_hash,
     dump_json,
+    encode_json,
     json_copy,
+    parse_json,
     read_archive,
     write_archive,
     write_atomically,
@@ -101,6 +102,8 @@ def load_instance_file(path: str | Path) -> Instance:
 
 def _checked_ending(path: str | Path) -> Path:
     path = Path(path)
+    if path.name in (".npz", ".json"):
+        raise ArchiveError(path, "must have a name before its ending")
     if path.suffix not in (".npz", ".json"):
         raise ArchiveError(path, "the name must end in .npz or .json")
     return path
@@ -123,6 +126,10 @@ def _read_json(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         if name not in LAYOUT.arrays:
             raise ArchiveError(path, f"arrays must hold only {', '.join(LAYOUT.arrays)}; holds {name!r}")
     arrays = {name: _json_array(path, name, value) for name, value in given.items()}
+    try:
+        encode_json(content)
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(path, f"not valid JSON ({error})") from None
     check_hash(path, arrays, content)
     return arrays, content
 
@@ -131,12 +138,12 @@ def _json_content(path: Path) -> Any:
     try:
         if path.stat().st_size > SIZE_LIMIT:
             raise ArchiveError(path, f"{path.stat().st_size} bytes, over the limit of {SIZE_LIMIT}")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ArchiveError(path, f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ArchiveError(path, f"not UTF-8 text ({error.reason})") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArchiveError(path, f"not valid JSON ({error})") from error
 
 

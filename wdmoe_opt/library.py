@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from wdmoe_opt.errors import InputError, InstanceFileError, UnknownNameError
 from wdmoe_opt.instance import Instance
+
+#: Of the files `load_instance` reads.
+ENDINGS = (".npz", ".json", ".toml")
+_ENDING_RULE = "the name of a file must end in .npz, .json or .toml"
 
 
 def list_instances() -> list[str]:
@@ -32,12 +37,28 @@ def load_instance(name: str | Path, **selection: Any) -> Instance:
     UnknownNameError
         If there is no such name.
     InstanceFileError
-        If the file cannot be read.
+        If the file cannot be read, or is no file of this package by its ending.
     """
-    if isinstance(name, Path) or str(name).endswith((".npz", ".json", ".toml")):
+    if isinstance(name, Path) or str(name).endswith(ENDINGS):
         from wdmoe_opt.instances.validate import load_file
 
         return load_file(Path(name), **selection)
+    if not name:
+        raise InputError("name", "must not be empty", value=name)
+    if name.startswith((".", "/", "~")):
+        raise InstanceFileError(f"{name}: {_ENDING_RULE}")
     from wdmoe_opt.instances.catalogue import build_instance
 
-    return build_instance(name, **selection)
+    try:
+        return build_instance(name, **selection)
+    except UnknownNameError as error:
+        if error.field == "instance" and _is_path(name):
+            raise InstanceFileError(f"{name}: {_ENDING_RULE}") from None
+        raise
+
+
+def _is_path(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -14,7 +15,93 @@ from rich.text import Text
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.solution import Solution
 
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
 BAR_WIDTH = 24
+#: Full and empty part of a bar, and what stands for them where the encoding has neither.
+BLOCKS, ASCII_BLOCKS = ("█", "·"), ("#", ".")
+#: Wider than any table.
+_UNLIMITED = 10_000
+
+
+def clean(value: Any) -> str:
+    """Text on one line, without control characters: names and messages may come from files of others."""
+    words = " ".join(str(value).split())
+    return "".join(letter for letter in words if letter.isprintable() or letter == " ")
+
+
+def number(value: float) -> str:
+    """Six significant digits, as many as anything here is good for."""
+    return f"{value:.6g}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a `FittedTable`; those without a rank always stay, of the others the highest goes first."""
+
+    name: str
+    justify: Literal["left", "right"] = "left"
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """So many of `BAR_WIDTH` blocks."""
+
+    filled: int
+
+    def text(self, encoding: str) -> Text:
+        """Return the bar in characters that the encoding has."""
+        full, empty = BLOCKS if _encodes("".join(BLOCKS), encoding) else ASCII_BLOCKS
+        return Text.assemble((full * self.filled, "cyan"), (empty * (BAR_WIDTH - self.filled), "dim"))
+
+
+def _encodes(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class FittedTable:
+    """A table that leaves out its least important columns, rather than cut values, where it is too wide."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str | Text | Bar]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table with as many columns as fit."""
+        shown = list(range(len(self.columns)))
+        wide = options.update(width=_UNLIMITED)
+        while True:
+            table = self._table(shown, options.encoding)
+            last = max(shown, key=lambda index: self.columns[index].rank)
+            if (
+                not self.columns[last].rank
+                or console.measure(table, options=wide).maximum <= options.max_width
+            ):
+                break
+            shown.remove(last)
+        yield table
+
+    def _table(self, shown: Sequence[int], encoding: str) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for index in shown:
+            column = self.columns[index]
+            table.add_column(Text(column.name), justify=column.justify, overflow="fold")
+        for row in self.rows:
+            cells = (row[index] for index in shown)
+            table.add_row(*(_cell(cell, encoding) for cell in cells))
+        return table
+
+
+def _cell(cell: str | Text | Bar, encoding: str) -> Text:
+    if isinstance(cell, Bar):
+        return cell.text(encoding)
+    return cell if isinstance(cell, Text) else Text(clean(cell))
 
 
 def plain(value: Any) -> Any:
@@ -115,12 +202,12 @@ def solution_view(solution: Solution, baseline: Solution) -> RenderableType:
     """Tables for the terminal: the comparison with the baseline, then the devices."""
     parts: list[RenderableType] = [_headline(solution), Text(), _comparison(solution, baseline), Text()]
     parts.append(_devices(solution))
-    parts += [Text(f"violates {violation}", style="red") for violation in solution.violations]
+    parts += [Text(clean(f"violates {violation}"), style="red") for violation in solution.violations]
     detail = f"{solution.termination.reason}: {solution.termination.detail}"
     if math.isfinite(solution.kkt_residual):
         # Below 1e-9 only rounding is left, which differs between machines.
         detail += f"; bandwidth optimal within {max(solution.kkt_residual, 1e-9):.0e}"
-    parts.append(Text(detail, style="dim"))
+    parts.append(Text(clean(detail), style="dim"))
     return Group(*parts)
 
 
@@ -130,52 +217,78 @@ def _headline(solution: Solution) -> Text:
     if solution.problem.selectable:
         sizes = f"{_count(inst.blocks, 'block')}, {_count(inst.tokens, 'token')}, {inst.experts} experts, "
         sizes += f"top-{inst.top_k}, {_count(inst.devices, 'device')}"
-    return Text.assemble((inst.name or "instance", "bold"), f"  {sizes}")
+    return Text.assemble((clean(inst.name) or "instance", "bold"), f"  {sizes}")
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _comparison(solution: Solution, baseline: Solution) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", "latency", "change", "retention", "WLR token", "WLR device", "WLR block", "energy", ""):
-        table.add_column(name, justify="left" if not name else "right")
+_COMPARISON = (
+    Column(""),
+    Column("latency", "right"),
+    Column("change", "right"),
+    Column("retention", "right"),
+    Column("WLR token", "right", rank=2),
+    Column("WLR device", "right", rank=3),
+    Column("WLR block", "right", rank=4),
+    Column("energy", "right", rank=1),
+    Column(""),
+)
+_DEVICES = (
+    Column("device"),
+    Column("board", rank=1),
+    Column("bandwidth", "right"),
+    Column("share", "right", rank=4),
+    Column("transfers", "right", rank=5),
+    Column("on air", "right", rank=2),
+    Column("computing", "right", rank=3),
+    Column("waiting", "right", rank=7),
+    Column("slowest in", "right", rank=6),
+    Column("time per block"),
+)
+
+
+def _comparison(solution: Solution, baseline: Solution) -> FittedTable:
+    rows: list[tuple[str | Text, ...]] = []
     for row in (baseline, solution):
         ratios = [f"{value:.4g} /s" for value in row.wlr.values()] or ["-"] * 3
         change = "" if row is baseline else f"{row.latency / baseline.latency - 1:+.1%}"
         state = Text("feasible", "green") if row.feasible else Text("not feasible", "red")
         energy = "-" if math.isnan(row.energy) else f"{row.energy:.4g} J"
-        table.add_row(
-            row.method, f"{row.latency * 1e3:.2f} ms", change, f"{row.retention:.4f}", *ratios, energy, state
-        )
-    return table
+        latency = f"{row.latency * 1e3:.2f} ms"
+        rows.append((row.method, latency, change, f"{row.retention:.4f}", *ratios, energy, state))
+    return FittedTable(_COMPARISON, rows)
 
 
-def _devices(solution: Solution) -> Table:
+def _board_names(instance: Instance) -> list[str]:
+    """Names of the devices' boards, where the provenance, which may hold anything, has them."""
+    fleet = instance.provenance.get("fleet")
+    boards = fleet.get("boards") if isinstance(fleet, Mapping) else None
+    known = boards if isinstance(boards, (list, tuple)) else []
+    names = [board if isinstance(board, str) else "" for board in known[: instance.devices]]
+    return names + [""] * (instance.devices - len(names))
+
+
+def _devices(solution: Solution) -> FittedTable:
     """One row per device, times as means over blocks; a full bar is the mean block latency."""
     e = solution.evaluation
-    boards = solution.problem.instance.provenance.get("fleet", {}).get("boards") or []
+    boards = _board_names(solution.problem.instance)
     blocks, devices = e.device_time.shape
     air = np.zeros_like(e.device_time)
     np.multiply(e.link_time, e.transfers, out=air, where=e.transfers > 0)
     slowest = np.bincount(e.device_time.argmax(axis=1), minlength=devices)
     shares = solution.bandwidth
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("device", "board"):
-        table.add_column(name)
-    for name in ("bandwidth", "share", "transfers", "on air", "computing", "waiting", "slowest in"):
-        table.add_column(name, justify="right")
-    table.add_column("time per block")
     full = e.block_latency.mean()
+    rows: list[tuple[str | Bar, ...]] = []
     for k in range(devices):
         time = e.device_time[:, k].mean()
         width = "-", "-"
         if shares is not None:
             mean = shares[..., k].mean()
             width = f"{mean / 1e6:.2f} MHz", f"{mean / solution.problem.tables.total:.1%}"
-        table.add_row(
-            str(k), boards[k] if k < len(boards) else "",
+        row: tuple[str | Bar, ...] = (
+            str(k), boards[k],
             *width,
             f"{e.transfers[:, k].mean():.1f}",
             f"{air[:, k].mean() * 1e3:.2f} ms",
@@ -184,9 +297,9 @@ def _devices(solution: Solution) -> Table:
             f"{slowest[k]}/{blocks}",
             _bar(time, full),
         )  # fmt: skip
-    return table
+        rows.append(row)
+    return FittedTable(_DEVICES, rows)
 
 
-def _bar(value: float, full: float) -> Text:
-    filled = round(BAR_WIDTH * value / full) if 0 < full < math.inf and math.isfinite(value) else 0
-    return Text.assemble(("█" * filled, "cyan"), ("·" * (BAR_WIDTH - filled), "dim"))
+def _bar(value: float, full: float) -> Bar:
+    return Bar(round(BAR_WIDTH * value / full) if 0 < full < math.inf and math.isfinite(value) else 0)

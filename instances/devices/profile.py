@@ -270,7 +270,7 @@ def _shipped() -> tuple[DeviceProfile, ...]:
 def read_json(path: Path) -> Any:
     """Content of a JSON file; ``InstanceFileError`` names the file where it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InstanceFileError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import wdmoe_opt as wo
 from wdmoe_opt.instances import catalogue
 from wdmoe_opt.instances.devices import load_profile
 from wdmoe_opt.instances.families import FAMILIES
+from wdmoe_opt.instances.routing_file import RoutingFile
 from wdmoe_opt.instances.statistics import stats
 
 
@@ -63,6 +65,32 @@ def test_stats_of_a_case_done_by_hand() -> None:
     assert found["top_k_mass"] == pytest.approx({"min": 0.4, "mean": 2.2 / 3, "max": 1.0})
     assert found["retention"] == pytest.approx([2 / 3, 1.0])
     assert found["weight_outside"] is None
+
+
+def test_stats_compare_a_token_with_its_predecessor_in_the_same_sequence_only() -> None:
+    source = FAMILIES["deepseek-v2-lite-law"].load()
+    assert isinstance(source, RoutingFile)
+    border = int(np.flatnonzero(np.diff(source.sequence))[0]) + 1
+    instance = wo.load_instance("deepseek-v2-lite-law", start=border - 2, tokens=4, blocks=1)
+    assert instance.provenance["batch"]["sequence_starts"] == [2]
+    ids = instance.expert_ids[0, :, :6].tolist()
+    shared = sum(len(set(ids[i]) & set(ids[i - 1])) for i in (1, 3)) / 12
+    assert stats(instance)["shared_with_previous"] == pytest.approx(shared)
+    one = wo.load_instance("deepseek-v2-lite-law", start=border, tokens=1, blocks=1)
+    assert stats(one)["shared_with_previous"] is None
+
+
+def test_stats_of_users_and_token_types_know_no_predecessor() -> None:
+    for name in ("gpt-oss-20b-decode@8", "olmoe-token-types-averaged@8"):
+        assert catalogue.instance_stats(name)["shared_with_previous"] is None
+
+
+@pytest.mark.parametrize("starts", [3, ["1"], [99], [-1], [True], None])
+def test_stats_survive_a_strange_record_of_the_batch(starts: Any) -> None:
+    instance = wo.load_instance("deepseek-v2-lite-law", tokens=4, blocks=1)
+    for batch in ({"sequence_starts": starts}, starts):
+        strange = replace(instance, provenance={"batch": batch})
+        assert stats(strange)["shared_with_previous"] is None or batch is starts
 
 
 def test_stats_bound_the_weight_outside() -> None:

@@ -171,6 +171,31 @@ def test_bounds_on_the_weight_outside_hold_for_full_softmaxes() -> None:
         statistics.weight_outside([[0.9, 0.3]], 4)
 
 
+def test_bounds_on_the_weight_outside_hold_for_stored_decimals() -> None:
+    """Weights near the end of a rounding step: the seventh may be heavier than the sixth as stored."""
+    gates = np.full((1, 64), 0.0)
+    gates[0, :7] = [0.5, 0.2, 0.1, 0.05, 0.0101, 0.01004, 0.01003]
+    gates[0, 7:] = (1 - gates[0].sum()) / 57
+    found = statistics.weight_outside(gates[:, :6].round(4), 64, rounding=0.5e-4)
+    assert gates[0, 6] > gates[0, 5].round(4) * 1.001
+    assert found.largest_below[0] == pytest.approx(0.0100 + 0.5e-4, rel=1e-12)
+    # Where the mass decides: six stored weights, each rounded up by half a unit.
+    whole = np.array([[0.3, 0.2, 0.2, 0.1, 0.1, 0.0999]])
+    found = statistics.weight_outside(whole, 64, rounding=0.5e-4)
+    assert found.largest_below[0] == pytest.approx(1e-4 + 6 * 0.5e-4, rel=1e-9)
+    assert found.largest_above[0] == 0
+    rng = np.random.default_rng(4)
+    gates = np.exp(rng.normal(size=(5000, 64)) * rng.uniform(0, 0.5, size=(5000, 1)))
+    gates = -np.sort(-gates / gates.sum(axis=1, keepdims=True), axis=1)
+    stored = gates[:, :6].round(4)
+    assert (gates[:, 6] > stored[:, 5] * 1.001).any()
+    found = statistics.weight_outside(stored, 64, rounding=0.5e-4)
+    assert (gates[:, 6] <= found.largest_below + 1e-12).all()
+    assert (gates[:, 6] >= found.largest_above - 1e-12).all()
+    exact = statistics.weight_outside([[0.5, 0.25]], 8)
+    assert (exact.largest_below[0], exact.largest_above[0]) == (0.25, 0.25 / 6)
+
+
 # ---------------------------------------------------------------------- batches
 
 
@@ -216,9 +241,9 @@ def test_blocks_are_chosen(blocks: Any, expected: list[int]) -> None:
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        (5, r"^blocks = 5: must be 1 to 4$"),
+        (5, r"^blocks = 5: must be 1 to 4: a number keeps the first so many blocks"),
         ("4", r"^blocks = 4: must name a block, 0 to 3$"),
-        ("x", r"^blocks = 'x': must be indices such as '3', '0-4' or '0,7,15'$"),
+        ("x", r"^blocks = 'x': must be indices such as '3' \(block 3 alone\), '0-4' or '0,7,15'$"),
         ("2-1", r"^blocks: must name at least one block$"),
         ("1,1", r"^blocks = \[1, 1\]: must name each block once$"),
         ([], r"^blocks: must name at least one block$"),

@@ -328,7 +328,7 @@ ROUTING = '[routing]\nfamily = "deepseek-v2-lite-law"\n'
         (ROUTING + '[fleet]\nlevel = "lowest"', "level = 'lowest': must be one of low, centre, high"),
         (ROUTING + '[fleet]\nprecision = "fp17"', "precision = 'fp17': unknown name; choose from fp16"),
         (ROUTING + '[channel]\nname = "cell"', "channel = 'cell': unknown name; choose from cell-"),
-        (ROUTING + "[channel]\nstate = -1", "state = -1: must be at least 0"),
+        (ROUTING + "[channel]\nstate = -1", "state = -1: must be 0 to 99999"),
         (ROUTING + "[channel]\nper_block = 1", "per_block = 1: must be true or false"),
         (
             ROUTING + "[channel]\ndistance_m = 1",
@@ -379,3 +379,21 @@ def test_files_that_are_not_there_or_not_scenarios(tmp_path: Path) -> None:
     build_instance(LAW, tokens=4).save(tmp_path / "saved.npz")
     with pytest.raises(wo.InputError, match=r"^tokens: can only be set for shipped instances and scenarios"):
         wo.load_instance(tmp_path / "saved.npz", tokens=2)
+
+
+def test_the_last_state_a_scenario_may_look_at() -> None:
+    """The cap is on the chosen state, and a name of that state still builds."""
+    instance = wo.load_instance(f"{LAW}/orin-mix-4/cell-100mhz:99999@2#0")
+    assert instance.provenance["channel"]["state"] == 99_999
+    with pytest.raises(wo.InputError, match=r"^state = 100000: must be 0 to 99999$"):
+        wo.load_instance(f"{LAW}/orin-mix-4/cell-100mhz:100000@2#0")
+    with pytest.raises(wo.InputError, match=r"^state = -1: must be 0 to 99999$"):
+        wo.load_instance(LAW, state=-1)
+
+
+@pytest.mark.parametrize("ending", ["toml", "json"])
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"mine.{ending}"
+    text = f'[routing]\nfamily = "{LAW}"' if ending == "toml" else json.dumps({"routing": {"family": LAW}})
+    path.write_text(text, encoding="utf-8-sig")
+    assert wo.load_instance(path, tokens=2, blocks=1).tokens == 2
