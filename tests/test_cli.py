@@ -396,3 +396,24 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "wdmoe-opt: interrupted\n")
+
+
+def test_impossible_floors_are_explained() -> None:
+    """Where no selection meets the floors there is no table of nothing, but the tokens that cannot."""
+    done = run(
+        "solve",
+        NAME,
+        "--blocks",
+        "1",
+        "--method",
+        "greedy",
+        "--min-token-retention",
+        "1",
+        "--max-experts",
+        "1",
+    )
+    assert done.returncode == 3
+    assert "no point" in done.stdout
+    assert "infeasible: min_token_retention cannot be met by token [0, 0]" in done.stdout
+    assert "nan" not in done.stdout
+    assert done.stderr == ""

@@ -201,8 +201,9 @@ def request_json(solution: Solution) -> dict[str, Any]:
 def solution_view(solution: Solution, baseline: Solution) -> RenderableType:
     """Tables for the terminal: the comparison with the baseline, then the devices."""
     parts: list[RenderableType] = [_headline(solution), Text(), _comparison(solution, baseline), Text()]
-    parts.append(_devices(solution))
-    parts += [Text(clean(f"violates {violation}"), style="red") for violation in solution.violations]
+    if solution.has_point:
+        parts.append(_devices(solution))
+        parts += [Text(clean(f"violates {violation}"), style="red") for violation in solution.violations]
     detail = f"{solution.termination.reason}: {solution.termination.detail}"
     if math.isfinite(solution.kkt_residual):
         # Below 1e-9 only rounding is left, which differs between machines.
@@ -252,6 +253,9 @@ _DEVICES = (
 def _comparison(solution: Solution, baseline: Solution) -> FittedTable:
     rows: list[tuple[str | Text, ...]] = []
     for row in (baseline, solution):
+        if not row.has_point:
+            rows.append((row.method, *["-"] * 7, Text("no point", "red")))
+            continue
         ratios = [f"{value:.4g} /s" for value in row.wlr.values()] or ["-"] * 3
         change = "" if row is baseline else f"{row.latency / baseline.latency - 1:+.1%}"
         state = Text("feasible", "green") if row.feasible else Text("not feasible", "red")
@@ -287,13 +291,17 @@ def _devices(solution: Solution) -> FittedTable:
         if shares is not None:
             mean = shares[..., k].mean()
             width = f"{mean / 1e6:.2f} MHz", f"{mean / solution.problem.tables.total:.1%}"
+        # Of a device that never answers nothing is left to subtract.
+        busy, waiting = (
+            (time - air[:, k].mean(), full - time) if math.isfinite(full) else (math.nan, math.nan)
+        )
         row: tuple[str | Bar, ...] = (
             str(k), boards[k],
             *width,
             f"{e.transfers[:, k].mean():.1f}",
             f"{air[:, k].mean() * 1e3:.2f} ms",
-            f"{(time - air[:, k].mean()) * 1e3:.2f} ms",
-            f"{(full - time) * 1e3:.2f} ms",
+            "-" if math.isnan(busy) else f"{busy * 1e3:.2f} ms",
+            "-" if math.isnan(waiting) else f"{waiting * 1e3:.2f} ms",
             f"{slowest[k]}/{blocks}",
             _bar(time, full),
         )  # fmt: skip

@@ -76,6 +76,12 @@ class Solution:
         return ids
 
     @property
+    def has_point(self) -> bool:
+        """Whether there is a point; if not, ``termination`` says why."""
+        absent = self.keep is None and self.bandwidth is None
+        return not (absent and self.termination.reason in ("infeasible", "no-solution"))
+
+    @property
     def latency(self) -> float:
         """Total latency, s."""
         return self.evaluation.latency
@@ -206,6 +212,8 @@ class Solution:
             f"{self.method}: latency {self.latency * 1e3:.3f} ms over {self.block_latency.size} block(s), "
             f"retention {self.retention:.4f}, {'feasible' if self.feasible else 'NOT feasible'}"
         ]
+        if not self.has_point:
+            return f"{self.method}: no point\n  {self.termination.reason}: {self.termination.detail}"
         lines += [f"  violates {violation}" for violation in self.violations]
         if self.bound_kind != "none":
             lines.append(f"  {self.bound_kind} lower bound {self.lower_bound:.6g}, gap {self.gap:.3%}")
