@@ -9,6 +9,7 @@ import pytest
 from strategies import Shape, random_arrays, random_shape
 
 import wdmoe_opt as wo
+from wdmoe_opt.benchmarks.relative import captured
 from wdmoe_opt.search import Search
 from wdmoe_opt.solving import pick_method
 
@@ -131,7 +132,7 @@ def test_alternating_trace_is_monotone_and_never_worse_than_its_starts(allocatio
         assert values == sorted(values, reverse=True)
 
 
-@pytest.mark.parametrize("name", ["deepseek-v2-lite-law", "gpt-oss-20b-decode"])
+@pytest.mark.parametrize("name", captured())
 def test_alternating_beats_the_papers_policy_at_its_own_retention(name: str) -> None:
     """On whole captured models: at least as fast as Algorithm 1 with optimal bandwidth, block for block."""
     inst = wo.load_instance(name)
