@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -361,3 +363,27 @@ def test_what_solve_returns_is_read_only() -> None:
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
     assert (solution.expert_ids == solution.problem.instance.expert_ids).all()
+
+
+def test_public_names_load_on_first_use() -> None:
+    """Every public name resolves, unknown ones do not, and importing the package alone loads no Numba."""
+    assert {name for name in wo.__all__ if getattr(wo, name) is None} == set()
+    assert set(wo._HOME_OF) == set(wo.__all__)
+    assert set(wo.__all__) <= set(dir(wo))
+    assert wo.registry is registry
+    with pytest.raises(AttributeError, match="has no attribute 'sovle'"):
+        wo.sovle  # noqa: B018
+    code = "import sys, wdmoe_opt; print(any(m in sys.modules for m in ('numba', 'cvxpy', 'pandas')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_first_use_loads_only_the_core() -> None:
+    """Solving natively loads none of the heavy optional packages."""
+    code = (
+        "import sys, wdmoe_opt as wo\n"
+        "wo.solve(wo.load_instance('gpt-oss-20b-decode', blocks=1), 'topk')\n"
+        "print([m for m in ('cvxpy', 'pyomo', 'pandas', 'scipy.optimize', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
