@@ -119,7 +119,10 @@ def _row(what: str, seconds: list[float]) -> dict[str, Any]:
 
 
 def _import_time() -> float:
-    code = "import time; t = time.perf_counter(); import wdmoe_opt; wdmoe_opt.solve; print(time.perf_counter() - t)"
+    code = (
+        "import time; t = time.perf_counter()\n"
+        "import wdmoe_opt; wdmoe_opt.solve; print(time.perf_counter() - t)"
+    )
     return _in_process(code, {})
 
 
