@@ -365,7 +365,7 @@ def test_help_tells_counts_from_indices() -> None:
     for command in (["solve"], ["instances", "show"]):
         text = " ".join(run(*command, "--help", COLUMNS="200").stdout.split())
         assert "3 is blocks 0, 1 and 2" in text
-        assert "#3 is block 3 alone, unlike --blocks 3" in text
+        assert "where #3 is block 3 alone" in text
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
