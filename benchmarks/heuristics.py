@@ -93,9 +93,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and scaling of the heuristics.")
     parser.add_argument("--json", action="store_true")
     as_json = parser.parse_args().json
-    report = {"scaling": scaling(), "captured": captured()}
+    report: dict[str, Any] = {"scaling": scaling(), "captured": captured()}
     # ru_maxrss is in kilobytes on Linux.
-    report["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # type: ignore[assignment]
+    report["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     if as_json:
         print(json.dumps(report, indent=1))
         return

@@ -223,3 +223,12 @@ def test_nothing_uninitialised_reaches_a_decision(
     again = wo.solve(problem, method)
     assert (again.keep == first.keep).all()
     assert again.objective == first.objective
+
+
+def test_local_search_refuses_a_start_that_cannot_be_had() -> None:
+    """A start that refuses the problem is named with the methods that could, not run blindly."""
+    problem = wo.Problem(wo.load_instance("gpt-oss-20b-decode", blocks=1), allocation="fixed")
+    with pytest.raises(wo.UnsupportedError, match="method 'convex' cannot be used"):
+        wo.solve(problem, "local-search", start="convex")
+    with pytest.raises(wo.UnknownNameError, match="method = 'nowhere'"):
+        wo.solve(problem, "local-search", start="nowhere")

@@ -45,9 +45,7 @@ def alternating(problem: Problem, control: Control, rounds: int = 10, polish: bo
         return Point.nothing("infeasible", detail=conflict)
     deadline = Deadline.of(control)
     uniform = equal_bandwidth(problem)
-    paper = plain
-    if problem.allocation != "fixed" or problem.instance.token_time_link is not None or uniform is not None:
-        paper = repair_floors(problem, select(problem, uniform, Algorithm1())[0])
+    paper = repair_floors(problem, select(problem, uniform, Algorithm1())[0])
     trace: list[dict[str, Any]] = []
 
     def work(search: Search) -> None:

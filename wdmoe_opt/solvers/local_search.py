@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wdmoe_opt.floors import repair_floors
 from wdmoe_opt.problem import Problem
-from wdmoe_opt.registry import Control, Point, Termination, find_solver
+from wdmoe_opt.registry import Control, Point, Termination, check_request, find_solver
 from wdmoe_opt.search import Search, search_groups, start_selection
 from wdmoe_opt.solvers.deadline import Deadline
 
@@ -24,10 +24,12 @@ def local_search(problem: Problem, control: Control, start: str = "topk") -> Poi
     if conflict:
         return Point.nothing("infeasible", detail=conflict)
     deadline = Deadline.of(control)
-    begin = find_solver(start).run(problem, control, {})
+    info = find_solver(start)
+    check_request(info, problem, ())
+    begin = info.run(problem, control, {})
     if begin.keep is None:
         return begin
-    keep = repair_floors(problem, begin.keep)
+    keep = repair_floors(problem, problem.checked_keep(begin.keep))
 
     def work(search: Search) -> None:
         search.polish(lambda: deadline.left == 0.0)
