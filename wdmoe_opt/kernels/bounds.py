@@ -1,0 +1,457 @@
+"""Lower bounds from prices (fact 6): what tokens must pay, and what devices can earn by a deadline.
+
+At given prices every selection pays at least `token_bound`, and within a latency T no bandwidth
+allocation earns more than the sum of `device_term` and the price of the whole bandwidth. Where the first
+exceeds the second, T cannot be met. Nothing is smoothed here, and nothing is rounded outward: these
+bounds are recomputed by the certificate's check before anybody is told of them.
+"""
+
+from __future__ import annotations
+
+from math import exp, inf, log
+
+import numpy as np
+
+from wdmoe_opt.kernels.compiled import compiled
+from wdmoe_opt.kernels.link import log_time_terms
+from wdmoe_opt.kernels.price_newton import Link
+
+#: Newton steps for the best bandwidth of a device term; concave, so few are needed.
+POINT_STEPS = 30
+
+
+@compiled
+def token_bound(
+    ids: np.ndarray,
+    share: np.ndarray,
+    hosts: np.ndarray,
+    send: np.ndarray,
+    pair: np.ndarray,
+    by_device: bool,
+    mu: float,
+    floor: float,
+    cap: int,
+    wakes: np.ndarray,
+    surplus: np.ndarray,
+    value: np.ndarray,
+) -> tuple[float, float]:
+    """Least that the tokens of a block pay at given prices, their retention priced at mu.
+
+    An expert that costs activation is charged to its tokens: each pays all that the expert is worth to
+    it (``surplus``), and their sum is the expert's ``value``, which the device then earns.
+
+    Parameters
+    ----------
+    ids : int array (tokens, m)
+        Experts; -1 where there is no usable candidate.
+    share : float array (tokens, m)
+    send : float array (devices,)
+        Price of a transfer.
+    pair : float array (experts,)
+        Further price of a (token, expert) pair.
+    by_device : bool
+        Whether a token pays ``send`` once per device.
+    floor : float
+        Retention every token must keep; priced here by its linear relaxation.
+    cap : int
+        Most experts of a token.
+    wakes : bool array (experts,)
+        Which experts cost activation.
+    surplus : float array (tokens, m), filled
+    value : float array (experts,), filled
+
+    Returns
+    -------
+    paid, kept : float
+        Sum over tokens, and the retention kept by options that pay least.
+    """
+    tokens, columns = ids.shape
+    total = 0.0
+    kept = 0.0
+    value[:] = 0.0
+    cost = np.empty(columns)
+    for j in range(tokens):
+        price = mu
+        if floor > 0.0:
+            bid = _floor_bid(ids, share, hosts, send, pair, mu, j, floor)
+            price += bid
+            total += bid * floor
+        best = inf
+        count = 0
+        for c in range(columns):
+            surplus[j, c] = 0.0
+            cost[c] = inf
+            e = ids[j, c]
+            if e < 0:
+                continue
+            cost[c] = pair[e] + send[hosts[e]] - price * share[j, c]
+            best = min(best, cost[c])
+            count += cost[c] < 0.0
+        if by_device:
+            best = _spread_transfers(ids, share, hosts, send, pair, price, j, cost)
+        elif count > cap:
+            total += _crowd_out(cost, cap)
+        if best >= 0.0:
+            total += best
+        for c in range(columns):
+            if cost[c] > max(best, 0.0) or cost[c] >= inf:
+                continue
+            kept += share[j, c]
+            if cost[c] < 0.0:
+                e = ids[j, c]
+                if wakes[e]:
+                    surplus[j, c] = -cost[c]
+                    value[e] -= cost[c]
+                else:
+                    total += cost[c]
+    return total, kept
+
+
+@compiled
+def _spread_transfers(
+    ids: np.ndarray,
+    share: np.ndarray,
+    hosts: np.ndarray,
+    send: np.ndarray,
+    pair: np.ndarray,
+    mu: float,
+    j: int,
+    cost: np.ndarray,
+) -> float:
+    """Charge a device's one transfer to the token's pairs on it; return the least cost of any option.
+
+    Negative costs may then be added up pair by pair: a device whose pairs are worth its transfer shares
+    it among them in proportion to their worth, on any other no pair has a negative cost.
+    """
+    best = inf
+    for c in range(ids.shape[1]):
+        if ids[j, c] < 0:
+            continue
+        k = hosts[ids[j, c]]
+        worth, least = 0.0, inf
+        for q in range(ids.shape[1]):
+            if ids[j, q] >= 0 and hosts[ids[j, q]] == k:
+                net = pair[ids[j, q]] - mu * share[j, q]
+                worth += max(-net, 0.0)
+                least = min(least, net)
+        best = min(best, send[k] + (least if worth <= 0.0 else -worth))
+        net = pair[ids[j, c]] - mu * share[j, c]
+        cost[c] = max(net, 0.0)
+        if net < 0.0 and worth > send[k]:
+            cost[c] = net * (1.0 - send[k] / worth)
+    return best
+
+
+@compiled
+def _crowd_out(cost: np.ndarray, cap: int) -> float:
+    """Raise negative costs by a fee that leaves at most ``cap`` of them; return what the fee pays back."""
+    order = np.sort(cost)
+    fee = -order[cap]
+    for c in range(cost.size):
+        cost[c] += fee
+    return -fee * cap
+
+
+@compiled
+def _floor_bid(
+    ids: np.ndarray,
+    share: np.ndarray,
+    hosts: np.ndarray,
+    send: np.ndarray,
+    pair: np.ndarray,
+    mu: float,
+    j: int,
+    floor: float,
+) -> float:
+    """What token j pays per retention beyond mu, at which its linear relaxation just keeps its floor."""
+    kept = 0.0
+    for c in range(ids.shape[1]):
+        e = ids[j, c]
+        if e >= 0 and pair[e] + send[hosts[e]] < mu * share[j, c]:
+            kept += share[j, c]
+    bid = 0.0
+    for _ in range(ids.shape[1]):
+        if kept >= floor * (1.0 - 1e-9):
+            break
+        # The next pair to enter, by price per retention.
+        ratio, gain = inf, 0.0
+        for c in range(ids.shape[1]):
+            e = ids[j, c]
+            if e < 0 or share[j, c] <= 0.0:
+                continue
+            asked = (pair[e] + send[hosts[e]]) / share[j, c] - mu
+            if asked > bid or (asked == 0.0 and bid == 0.0):
+                if asked < ratio:
+                    ratio, gain = asked, 0.0
+                if asked == ratio:
+                    gain += share[j, c]
+        if ratio == inf:
+            break
+        bid = ratio
+        kept += gain
+    return bid
+
+
+@compiled
+def best_point(
+    weight: float,
+    compute: float,
+    nu: float,
+    bits_down: float,
+    c_down: float,
+    bits_up: float,
+    c_up: float,
+    low: float,
+    high: float,
+    start: float,
+) -> tuple[float, float]:
+    """Maximise weight / (tau(b) + compute) - nu b over low <= b <= high; return the value and ln b.
+
+    The slope in ln b is earnings' slope less nu b; Newton on the logarithm of their ratio.
+    """
+    top = log(high)
+    bottom = log(low) if low > 0.0 else -inf
+    u = min(max(start, bottom), top)
+    for _ in range(POINT_STEPS):
+        time, first, second = log_time_terms(exp(u), bits_down, c_down, bits_up, c_up)
+        seconds = time + compute
+        gain = -weight * first / (seconds * seconds)  # d earnings / d u
+        if nu <= 0.0:
+            u = top
+            break
+        if gain <= 0.0:
+            u = max(u - 3.0, bottom)
+            break
+        ratio = log(gain / nu) - u
+        bend = second / first - 2.0 * first / seconds - 1.0
+        step = ratio / -min(bend, -0.05)
+        step = min(max(step, -3.0), 3.0)
+        moved = min(max(u + step, bottom), top)
+        if abs(moved - u) < 1e-7:
+            u = moved
+            break
+        u = moved
+        if u < top - 200.0:
+            break
+    time, _, _ = log_time_terms(exp(u), bits_down, c_down, bits_up, c_up)
+    return weight / (time + compute) - nu * exp(u), u
+
+
+@compiled
+def device_term(
+    k: int,
+    i: int,
+    seconds: float,
+    scale: float,
+    send: float,
+    work: float,
+    nu: float,
+    link: Link,
+    link_time: np.ndarray,
+    free: bool,
+    members: np.ndarray,
+    activation: np.ndarray,
+    value: np.ndarray,
+    least: float,
+    most: float,
+    point: float,
+) -> tuple[float, float, float, float]:
+    """Most that device ``k`` can earn in ``seconds``, less the price of its bandwidth.
+
+    Parameters
+    ----------
+    seconds : float, s
+        Deadline less the device's delay; times ``scale`` if prices are per scaled second.
+    scale : float
+        Factor on activation times and values (1, or x in the shared form).
+    send, work : float
+        Price of a transfer and of a second of compute.
+    members : int array
+        The device's experts in order of falling value per activation time.
+    value : float array (experts,)
+        What being active earns.
+    least, most : float, s
+        Least and largest compute time of a transfer.
+    point : float
+        ln of the bandwidth to start from.
+
+    Returns
+    -------
+    term, rate, active, point : float
+        Value; its derivative in the seconds; activation time of the best set; ln of its bandwidth.
+    """
+    high = min(link.high[k], link.total)
+    best = -nu * link.low[k]
+    rate, paid, where = 0.0, 0.0, point
+    rays = 1 if least == most else 2
+    size = members.size
+    for n in range(2 * size - 1):
+        # Singles first, then sets of two and more.
+        awake, earned = 0.0, 0.0
+        if n < size:
+            awake, earned = activation[members[n]], value[members[n]]
+        else:
+            for r in range(n - size + 2):
+                awake += activation[members[r]]
+                earned += value[members[r]]
+        left = seconds - scale * awake
+        if left < 0.0:
+            continue
+        for ray in range(rays):
+            c = most if ray else least
+            if free:
+                term, u = best_point(
+                    (send + work * c) * left, c, nu, link.bits_down, link.c_down[i, k], link.bits_up,
+                    link.c_up[i, k], link.low[k], high, point,
+                )  # fmt: skip
+                pace = (term + nu * exp(u)) / left if left > 0.0 else 0.0
+            else:
+                pace, u = (send + work * c) / (link_time[i, k] + c), point
+                term = pace * left
+            if term + scale * earned > best:
+                best, rate, paid, where = term + scale * earned, pace, awake, u
+        if awake == 0.0 and n < size and value[members[n]] == 0.0 and size > 1 and (
+            _all_free(members, activation, value)
+        ):
+            break
+    if size > 1:
+        best = max(best, _packed(seconds, scale, members, activation, value) - nu * link.low[k])
+    return best, rate, paid, where
+
+
+@compiled
+def _all_free(members: np.ndarray, activation: np.ndarray, value: np.ndarray) -> bool:
+    """Whether no expert of a device costs or earns anything by being active."""
+    for r in range(members.size):
+        if activation[members[r]] != 0.0 or value[members[r]] != 0.0:
+            return False
+    return True
+
+
+@compiled
+def _packed(
+    seconds: float, scale: float, members: np.ndarray, activation: np.ndarray, value: np.ndarray
+) -> float:
+    """Most value of a set whose activation alone fills the seconds (fractional knapsack); -inf if all fit."""
+    left = seconds
+    earned = 0.0
+    for r in range(members.size):
+        a = scale * activation[members[r]]
+        if a > left:
+            return earned + scale * value[members[r]] * max(left, 0.0) / a
+        left -= a
+        earned += scale * value[members[r]]
+    return -inf
+
+
+@compiled
+def order_members(
+    hosts: np.ndarray, activation: np.ndarray, value: np.ndarray, usable: np.ndarray, devices: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Usable experts device by device, those of most value per activation time first; and where each begins."""
+    experts = hosts.size
+    ends = np.zeros(devices + 1, dtype=np.int64)
+    for e in range(experts):
+        if usable[e]:
+            ends[hosts[e] + 1] += 1
+    for k in range(devices):
+        ends[k + 1] += ends[k]
+    place = ends[:-1].copy()
+    members = np.empty(ends[devices], dtype=np.int64)
+    for e in range(experts):
+        if not usable[e]:
+            continue
+        k = hosts[e]
+        r = place[k]
+        # Insertion keeps each device's list sorted; it is short.
+        while r > ends[k] and value[members[r - 1]] * activation[e] < value[e] * activation[members[r - 1]]:
+            members[r] = members[r - 1]
+            r -= 1
+        members[r] = e
+        place[k] += 1
+    return members, ends
+
+
+@compiled
+def block_deadline(
+    i: int,
+    paid: float,
+    start: float,
+    send: np.ndarray,
+    work: np.ndarray,
+    nu: float,
+    link: Link,
+    link_time: np.ndarray,
+    free: bool,
+    members: np.ndarray,
+    ends: np.ndarray,
+    activation: np.ndarray,
+    value: np.ndarray,
+    least: np.ndarray,
+    most: np.ndarray,
+    points: np.ndarray,
+) -> float:
+    """Largest deadline that prices rule out: root of paid - sum of device terms - nu * total.
+
+    Safeguarded Newton; what is returned is ruled out by a margin above rounding. 0 if nothing is.
+    ``points`` (devices,) holds ln of bandwidths, updated.
+    """
+    above, below = inf, 0.0
+    deadline = start
+    margin = 1e-13 * (abs(paid) + nu * link.total)
+    for _ in range(80):
+        excess, slope = _unpaid(
+            i, deadline, paid, send, work, nu, link, link_time, free, members, ends, activation, value, least,
+            most, points,
+        )  # fmt: skip
+        if excess > margin:
+            below = deadline
+        else:
+            above = deadline
+        if above - below <= 4e-12 * above:
+            break
+        moved = deadline + (excess - 2.0 * margin) / slope if slope > 0.0 else -1.0
+        # Terms jump where a further set of experts fits; then Newton must not leave the bracket.
+        if not below < moved < above:
+            moved = 0.5 * (below + above) if above < inf else 2.0 * deadline
+        elif excess <= margin and abs(moved - deadline) <= 1e-11 * deadline:
+            moved = deadline * (1.0 - 2e-12)
+        deadline = moved
+        if above < 1e-12 * start:
+            return 0.0
+    return below
+
+
+@compiled
+def _unpaid(
+    i: int,
+    deadline: float,
+    paid: float,
+    send: np.ndarray,
+    work: np.ndarray,
+    nu: float,
+    link: Link,
+    link_time: np.ndarray,
+    free: bool,
+    members: np.ndarray,
+    ends: np.ndarray,
+    activation: np.ndarray,
+    value: np.ndarray,
+    least: np.ndarray,
+    most: np.ndarray,
+    points: np.ndarray,
+) -> tuple[float, float]:
+    """What tokens pay beyond all that devices can earn by the deadline, and how fast that falls with it."""
+    excess = paid - nu * link.total
+    slope = 0.0
+    for k in range(send.size):
+        if ends[k] == ends[k + 1]:
+            excess += nu * link.low[k]
+            continue
+        term, rate, _, points[k] = device_term(
+            k, i, deadline - link.delay[k], 1.0, send[k], work[k], nu, link, link_time, free,
+            members[ends[k] : ends[k + 1]], activation, value, least[k], most[k], points[k],
+        )  # fmt: skip
+        excess -= term
+        slope += rate
+    return excess, slope
