@@ -254,9 +254,9 @@ def fitting_terms(facts: Facts, sets: ActiveSets, latest: RealArray) -> Terms:
     top = facts.high[:, :, None] if facts.link_time is None else np.ones((*facts.light.shape, 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         time, _, _ = link(facts, top)
-        transfer = (time[:, :, 0] + facts.light) * least
-    room = latest[..., None] * (1 + 4 * EPS) - facts.delay - transfer * (1 - 32 * EPS)
-    room = room + 4 * EPS * (np.where(np.isfinite(latest), latest, 0.0)[..., None] + facts.delay)
+        transfer = (time[:, :, 0] + facts.light) * least * (1 - 32 * EPS)
+        room = latest[..., None] * (1 + 8 * EPS) + 8 * EPS * facts.delay - facts.delay - transfer
+    # No latency is late enough for a device that cannot be reached.
     room = np.where(np.isnan(room), -np.inf, room)
     fits = sets.activation <= room[..., None]
     activation = np.where(fits, sets.activation, np.inf)
@@ -284,19 +284,17 @@ def device_bound(
     limits : bool
         Whether the limits on transfers are used. The bound is then no longer convex in the scale.
     """
-    delay = facts.delay[:, None] + terms.activation
-    spent = scale[..., None, None] * delay
-    total = time[..., None, None]
     fits = np.isfinite(terms.activation)
-    room = total - np.where(fits, spent, 0.0)
-    room = room + 8 * EPS * (np.abs(total) + np.where(fits, spent, 0.0))
-    room = np.where(fits, np.maximum(room, 0.0), 0.0)
-    with np.errstate(invalid="ignore"):
-        wake = np.where(fits, terms.wake * scale[..., None, None], -np.inf)
+    factor = scale[..., None, None]
+    spent = factor * (facts.delay[:, None] + np.where(fits, terms.activation, 0.0))
+    total = time[..., None, None]
+    room = total - spent
+    room = np.where(fits, np.maximum(room + 8 * EPS * (np.abs(total) + spent), 0.0), 0.0)
+    wake = np.where(fits, np.where(fits, terms.wake, 0.0) * factor, -np.inf)
     rays = [facts.light] if np.array_equal(facts.light, facts.heavy) else [facts.light, facts.heavy]
     best = np.full(room.shape[:-1], -np.inf)
     for compute in rays:
-        ray = _Ray(facts, prices, compute[:, :, None], room, wake, scale[..., None, None])
+        ray = _Ray(facts, prices, compute[:, :, None], room, wake, factor)
         best = np.maximum(best, ray.bound(limits=limits))
     idle = np.where((facts.least > 0) | _held(facts), -np.inf, -prices.bandwidth * facts.low * (1 - 4 * EPS))
     return np.maximum(best, idle)
