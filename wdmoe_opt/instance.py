@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -321,6 +322,16 @@ class Instance:
                 row = row & (self.bandwidth_max > 0)
         full: NDArray[np.bool_] = freeze(np.broadcast_to(row, (self.blocks, self.devices)).copy())
         return full
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex digest of the numbers; name and provenance do not count."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in self.arrays(copy=False).items():
+            array = np.asarray(value)
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
     # ------------------------------------------------------------------ ways in and out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
@@ -290,6 +291,19 @@ class Problem:
             fixed_link_time=fixed,
             by_device=self.dispatch == "device",
         )
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex digest of everything a bound depends on: the instance's arrays and the request."""
+        digest = hashlib.blake2b(self.instance.digest.encode(), digest_size=16)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, np.ndarray):
+                digest.update(f"{f.name} {value.shape}".encode())
+                digest.update(value)
+            elif f.name != "instance":
+                digest.update(f"{f.name} {value!r}".encode())
+        return digest.hexdigest()
 
     @cached_property
     def uniform_bandwidth(self) -> RealArray | None:

@@ -1,0 +1,1 @@
+"""Certificates: numbers that prove a bound, and the code that checks them without any solver."""

@@ -1,0 +1,212 @@
+"""What a certificate holds: prices, tangent points, a claim. Data only; `check` says what they prove."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wdmoe_opt.certificates.tree import Tree
+from wdmoe_opt.errors import InputError, UnknownNameError
+from wdmoe_opt.validation import RealArray, freeze, real_array, refuse_where
+
+if TYPE_CHECKING:
+    from wdmoe_opt.problem import Problem
+
+Form = Literal["deadline", "shared", "tree", "ratio", "token-ratio"]
+
+#: Axes of every price array; "m" is the instance's number of columns.
+_AXES = {
+    "send": ("blocks", "devices"),
+    "work": ("blocks", "devices"),
+    "wake": ("blocks", "experts"),
+    "share": ("blocks", "tokens", "m"),
+    "retention": ("blocks",),
+    "bandwidth": ("blocks", "devices"),
+    "points": ("blocks", "devices"),
+    "deadline": ("blocks",),
+    "offset": ("blocks",),
+    "grid": ("blocks", "g"),
+    "weight": ("blocks",),
+    "ratio": ("blocks",),
+}
+_PRICES = ("send", "work", "wake", "retention", "bandwidth", "points")
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "deadline": (*_PRICES, "deadline"),
+    "shared": (*_PRICES, "offset", "grid"),
+    "ratio": (*_PRICES, "weight", "ratio", "grid"),
+    "token-ratio": ("retention",),
+    "tree": ("tree",),
+}
+_ANY_SIGN = ("send", "offset")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Certificate:
+    """Prices that prove a bound on an objective's best value; arrays are stacked over blocks, read-only.
+
+    Parameters
+    ----------
+    form : {"deadline", "shared", "tree", "ratio", "token-ratio"}
+        What is proved, see docs/certificates.md.
+    send : float array (blocks, devices), s per transfer
+        Price of a transfer, any sign.
+    work : float array (blocks, devices), 1
+        Price of a second of compute, >= 0.
+    wake : float array (blocks, experts), s
+        Price of an active expert, >= 0. Where it is below the sum of the expert's shares, that sum counts.
+    share : float array (blocks, tokens, m), s, optional
+        Part of ``wake`` that a token pays for a candidate, >= 0; default zeros.
+    retention : float array (blocks,), s
+        Price of retention, >= 0.
+    bandwidth : float array (blocks, devices), s per Hz
+        Price of bandwidth, >= 0; not used where bandwidth is fixed.
+    points : float array (blocks, devices), Hz
+        Where the checker puts its first tangents, > 0; a bound holds whatever they are.
+    deadline : float array (blocks,), s
+        Form "deadline": what every block's latency exceeds, 0 where nothing is claimed.
+    offset : float array (blocks,), s
+        Form "shared": part of the latency that is taken off before inverting.
+    grid : float array (blocks, g)
+        Form "shared": values of 1 / (latency - offset), 1/s, ascending from 0; form "ratio": latencies, s,
+        ascending. Short rows repeat their last value.
+    floor : Certificate, optional
+        Of form "deadline": what is known of each block alone.
+    weight : float array (blocks,), s
+        Form "ratio": price of kept gate weight, >= 0.
+    ratio : float array (blocks,), 1/s
+        Form "ratio": what no block's ratio exceeds.
+    tree : Tree, optional
+        Form "tree": splits, and a certificate for every leaf.
+    bound : float
+        The claim: what `check.recompute` gives.
+    digest : str
+        Over everything here and the problem; see `sealed`.
+
+    Raises
+    ------
+    InputError
+        Naming field, index, value and rule.
+    """
+
+    form: Form
+    send: RealArray | None = None
+    work: RealArray | None = None
+    wake: RealArray | None = None
+    share: RealArray | None = None
+    retention: RealArray | None = None
+    bandwidth: RealArray | None = None
+    points: RealArray | None = None
+    deadline: RealArray | None = None
+    offset: RealArray | None = None
+    grid: RealArray | None = None
+    floor: Certificate | None = None
+    weight: RealArray | None = None
+    ratio: RealArray | None = None
+    tree: Tree | None = None
+    bound: float = -np.inf
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(Form):
+            raise UnknownNameError("form", self.form, get_args(Form))
+        for name in _NEEDED[self.form]:
+            if getattr(self, name) is None:
+                raise InputError(name, f"is missing (form {self.form!r} needs it)")
+        for name in _AXES:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _array(name, getattr(self, name)))
+        self._check_shapes()
+        self._check_parts()
+        object.__setattr__(self, "bound", float(self.bound))
+        if np.isnan(self.bound):
+            raise InputError("bound", "must be a number", value=self.bound)
+
+    def _check_shapes(self) -> None:
+        known: dict[str, tuple[str, int]] = {}
+        for name, axes in _AXES.items():
+            array = getattr(self, name)
+            if array is None:
+                continue
+            if array.ndim != len(axes):
+                raise InputError(name, f"must have shape ({', '.join(axes)}), got {array.shape}")
+            for axis, length in zip(axes, array.shape, strict=True):
+                first, expected = known.setdefault(axis, (name, length))
+                if length != expected:
+                    raise InputError(name, f"must have {expected} {axis} as {first} has, got {length}")
+        if self.grid is not None:
+            if self.grid.shape[1] == 0:
+                raise InputError("grid", "must hold at least one value per block")
+            falls = np.diff(self.grid, axis=1) < 0
+            refuse_where("grid", falls, self.grid[:, 1:], "must ascend")
+
+    def _check_parts(self) -> None:
+        if self.floor is not None:
+            if not isinstance(self.floor, Certificate) or self.floor.form != "deadline":
+                raise InputError("floor", "must be a Certificate of form 'deadline'")
+            if self.blocks is not None and self.floor.blocks != self.blocks:
+                raise InputError("floor", f"must have {self.blocks} blocks", value=self.floor.blocks)
+        if self.tree is not None and not isinstance(self.tree, Tree):
+            raise InputError("tree", f"must be a Tree, got {type(self.tree).__name__}")
+
+    @property
+    def blocks(self) -> int | None:
+        """Number of blocks the prices are for; None for a tree."""
+        return None if self.retention is None else int(self.retention.size)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays that are there, by name; those of floor and tree under dotted names."""
+        found: dict[str, NDArray[Any]] = {
+            name: getattr(self, name) for name in _AXES if getattr(self, name) is not None
+        }
+        if self.floor is not None:
+            found.update({f"floor.{name}": array for name, array in self.floor.arrays().items()})
+        if self.tree is not None:
+            found.update({f"tree.{name}": array for name, array in self.tree.arrays().items()})
+        return found
+
+    def expected_digest(self, problem: Problem) -> str:
+        """Digest that an untouched certificate of ``problem`` carries."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(f"{problem.digest} {self.form} {self.bound!r}".encode())
+        for name, array in self.arrays().items():
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+    def sealed(self, problem: Problem, bound: float) -> Self:
+        """Return a copy that claims ``bound`` for ``problem``, with its digest."""
+        claimed = replace(self, bound=bound)
+        # The copy is this function's own until it is returned.
+        object.__setattr__(claimed, "digest", claimed.expected_digest(problem))
+        return claimed
+
+    def __repr__(self) -> str:
+        size = "" if self.blocks is None else f", {self.blocks} block(s)"
+        return f"<Certificate {self.form}{size}: bound {self.bound:.6g}>"
+
+
+def _array(name: str, value: ArrayLike) -> RealArray:
+    """Read-only finite array of the right sign; one that is already read-only is not copied."""
+    if (
+        isinstance(value, np.ndarray)
+        and value.dtype == np.float64
+        and not value.flags.writeable
+        and value.flags.c_contiguous
+        and value.base is None
+    ):
+        array: RealArray = value
+        refuse_where(name, ~np.isfinite(array), array, "must be finite")
+    else:
+        array = freeze(real_array(name, value))
+    if name == "points":
+        refuse_where(name, array <= 0, array, "must be greater than 0")
+    elif name not in _ANY_SIGN:
+        refuse_where(name, array < 0, array, "must be at least 0")
+    return array
+
+
+FIELDS = tuple(f.name for f in fields(Certificate))
