@@ -225,6 +225,12 @@ class Problem:
         return frozen
 
     @cached_property
+    def allowed_ids(self) -> NDArray[np.int32]:
+        """`Tables.ids` with -1 wherever a candidate is not allowed, (blocks, tokens, m)."""
+        ids: NDArray[np.int32] = freeze(np.where(self.allowed, self.tables.ids, np.int32(-1)))
+        return ids
+
+    @cached_property
     def top_k_keep(self) -> NDArray[np.bool_]:
         """Plain top-k routing as a selection: every reachable expert of the top-k, (blocks, tokens, m).
 

@@ -93,6 +93,7 @@ class Point:
     bound_kind: BoundKind = "none"
     kkt_residual: float = float("nan")
     trace: tuple[Mapping[str, Any], ...] = ()
+    certificate: Any = None
 
     @classmethod
     def nothing(
@@ -378,6 +379,14 @@ for _info in (
         "wdmoe_opt.solvers.local_search:local_search",
         honours_floors=True,
         objectives=("latency", *WLR),
+    ),
+    SolverInfo(
+        "certified",
+        "near-optimal selection and bandwidth with a checked bound, by a dual Newton method",
+        "wdmoe_opt.solvers.certified:certified",
+        honours_floors=True,
+        bound="certified",
+        objectives=("latency",),
     ),
     SolverInfo(
         "enumerate",

@@ -18,6 +18,8 @@ from wdmoe_opt.kernels.price_newton import Link
 
 #: Newton steps for the best bandwidth of a device term; concave, so few are needed.
 POINT_STEPS = 30
+#: By how much a deadline must be out of reach, relative to what is paid: the check rounds outward.
+MARGIN = 1e-10
 
 
 @compiled
@@ -263,7 +265,8 @@ def device_term(
     seconds : float, s
         Deadline less the device's delay; times ``scale`` if prices are per scaled second.
     scale : float
-        Factor on activation times and values (1, or x in the shared form).
+        Factor on activation times and values: 1, or x in the shared form, where sets that do not fit
+        count all the same, so that the term stays convex in x.
     send, work : float
         Price of a transfer and of a second of compute.
     members : int array
@@ -296,7 +299,9 @@ def device_term(
                 earned += value[members[r]]
         left = seconds - scale * awake
         if left < 0.0:
-            continue
+            if scale == 1.0:
+                continue  # cannot be active by the deadline
+            left = 0.0
         for ray in range(rays):
             c = most if ray else least
             if free:
@@ -314,7 +319,7 @@ def device_term(
             _all_free(members, activation, value)
         ):
             break
-    if size > 1:
+    if size > 1 and scale == 1.0:
         best = max(best, _packed(seconds, scale, members, activation, value) - nu * link.low[k])
     return best, rate, paid, where
 
@@ -398,7 +403,7 @@ def block_deadline(
     """
     above, below = inf, 0.0
     deadline = start
-    margin = 1e-13 * (abs(paid) + nu * link.total)
+    margin = MARGIN * (abs(paid) + nu * link.total)
     for _ in range(80):
         excess, slope = _unpaid(
             i, deadline, paid, send, work, nu, link, link_time, free, members, ends, activation, value, least,

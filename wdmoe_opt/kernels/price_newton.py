@@ -18,7 +18,7 @@ methods do: where blocks share bandwidth, most devices wait in most blocks.
 
 from __future__ import annotations
 
-from math import exp, log
+from math import exp, inf, log
 from typing import NamedTuple
 
 import numpy as np
@@ -110,17 +110,28 @@ def service(
 ) -> None:
     """Fill rows 0 to 2 with transfers per second and its two derivatives in ln b, row 3 with seconds."""
     for k in range(mean_work.size):
-        if free:
+        if free and _unreachable(link, i, k):
+            time, first, second = inf, 0.0, 0.0
+        elif free:
             time, first, second = log_time_terms(
                 exp(log_bandwidth[k]), link.bits_down, link.c_down[i, k], link.bits_up, link.c_up[i, k]
             )
         else:
             time, first, second = link_time[i, k], 0.0, 0.0
         seconds = time + mean_work[k]
+        if not seconds < inf:  # out of reach: nobody is sent there
+            out[0, k], out[1, k], out[2, k], out[3, k] = 0.0, 0.0, 0.0, inf
+            continue
         out[0, k] = 1.0 / seconds
         out[1, k] = -first / seconds**2
         out[2, k] = -second / seconds**2 + 2.0 * first * first / seconds**3
         out[3, k] = seconds
+
+
+@compiled
+def _unreachable(link: Link, i: int, k: int) -> bool:
+    down, up = link.bits_down > 0.0, link.bits_up > 0.0
+    return (down and link.c_down[i, k] <= 0.0) or (up and link.c_up[i, k] <= 0.0)
 
 
 @compiled

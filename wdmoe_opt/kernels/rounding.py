@@ -188,6 +188,8 @@ def exchange(
     share: np.ndarray,
     hosts: np.ndarray,
     compute: np.ndarray,
+    activation: np.ndarray,
+    delay: np.ndarray,
     is_open: np.ndarray,
     slack: float,
     floor: float,
@@ -202,6 +204,7 @@ def exchange(
     rounds: int,
     stop: float,
     keep: np.ndarray,
+    load: np.ndarray,
     sent: np.ndarray,
     busy: np.ndarray,
     out: np.ndarray,
@@ -217,8 +220,8 @@ def exchange(
         Trades to try.
     stop : float, s
         Latency at which to stop.
-    keep, sent, busy, out : arrays, updated
-        Selection (tokens, m), its transfers and bandwidth-free seconds, and the bandwidth.
+    keep, load, sent, busy, out : arrays, updated
+        Selection (tokens, m), its tokens per expert, transfers, bandwidth-free seconds, and the bandwidth.
 
     Returns
     -------
@@ -254,12 +257,14 @@ def exchange(
             ids, share, hosts, is_open, floor, cap, keep, count, kept, barred, lightest, heaviest
         )
         gain, source, sink = _best_trade(
-            ids, share, hosts, compute, lam, link_time, slack, lightest, heaviest
+            ids, share, hosts, compute, activation, load, lam, link_time, slack, lightest, heaviest
         )
         if gain <= 0.0:
             break
         a, b = lightest[source], heaviest[sink] if sink >= 0 else -1
-        _shift(ids, share, hosts, compute, keep, count, kept, sent, busy, a, b)
+        _shift(
+            ids, share, hosts, compute, activation, delay, keep, count, kept, load, sent, busy, a, b
+        )
         found, _ = block_bandwidth(sent, busy, bits_down, c_down, bits_up, c_up, low, high, total, trial)
         fresh = found < latency
         if fresh:
@@ -269,7 +274,9 @@ def exchange(
             if b >= 0:
                 slack += share[b // columns, b % columns]
         else:
-            _shift(ids, share, hosts, compute, keep, count, kept, sent, busy, b, a)
+            _shift(
+                ids, share, hosts, compute, activation, delay, keep, count, kept, load, sent, busy, b, a
+            )
             barred[a // columns, a % columns] = True
             if b >= 0:
                 barred[b // columns, b % columns] = True
@@ -315,6 +322,8 @@ def _best_trade(
     share: np.ndarray,
     hosts: np.ndarray,
     compute: np.ndarray,
+    activation: np.ndarray,
+    load: np.ndarray,
     lam: np.ndarray,
     link_time: np.ndarray,
     slack: float,
@@ -329,7 +338,8 @@ def _best_trade(
         if a < 0:
             continue
         j, c = a // columns, a % columns
-        freed = lam[k] * (link_time[k] + compute[ids[j, c]])
+        e = ids[j, c]
+        freed = lam[k] * (link_time[k] + compute[e] + (activation[e] if load[e] == 1 else 0.0))
         if share[j, c] <= slack and freed > best:
             best, source, sink = freed, k, -1
         for q in range(lam.size):
@@ -337,7 +347,8 @@ def _best_trade(
             if b < 0 or q == k or not link_time[q] < inf:
                 continue
             r, d = b // columns, b % columns
-            gain = freed - lam[q] * (link_time[q] + compute[ids[r, d]])
+            e = ids[r, d]
+            gain = freed - lam[q] * (link_time[q] + compute[e] + (activation[e] if load[e] == 0 else 0.0))
             if gain > best and share[j, c] - share[r, d] <= slack:
                 best, source, sink = gain, k, q
     return best, source, sink
@@ -349,9 +360,12 @@ def _shift(
     share: np.ndarray,
     hosts: np.ndarray,
     compute: np.ndarray,
+    activation: np.ndarray,
+    delay: np.ndarray,
     keep: np.ndarray,
     count: np.ndarray,
     kept: np.ndarray,
+    load: np.ndarray,
     sent: np.ndarray,
     busy: np.ndarray,
     drop: int,
@@ -369,5 +383,14 @@ def _shift(
         keep[j, c] = n == 1
         count[j] += sign
         kept[j] += sign * share[j, c]
-        sent[hosts[e]] += sign
-        busy[hosts[e]] += sign * compute[e]
+        k = hosts[e]
+        # A first token wakes its expert, and its device; the last one lets them sleep.
+        if load[e] == (0 if n else 1):
+            busy[k] += sign * activation[e]
+        if sent[k] == (0 if n else 1):
+            busy[k] += sign * delay[k]
+        load[e] += sign
+        sent[k] += sign
+        busy[k] += sign * compute[e]
+        if sent[k] == 0.0:
+            busy[k] = 0.0

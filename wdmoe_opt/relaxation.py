@@ -1,0 +1,432 @@
+"""The relaxed joint problem of a group of blocks: its prices, the bounds they prove, and roundings.
+
+Relaxed are only the integrality of the selection and, where experts share a device and cost activation,
+which of them are active together (facts 3 to 8). Prices are found by `kernels.price_newton` at ever
+narrower smoothing; any prices prove a bound, the best ones met are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wdmoe_opt.bandwidth import demands
+from wdmoe_opt.floors import fixed_link_times, usable
+from wdmoe_opt.kernels.block_bandwidth import block_bandwidth, block_multipliers, soft_multipliers
+from wdmoe_opt.kernels.bounds import block_deadline, order_members, token_bound
+from wdmoe_opt.kernels.link import link_times
+from wdmoe_opt.kernels.price_newton import Link, Prices, first_retention_price, newton
+from wdmoe_opt.kernels.pricing import device_times
+from wdmoe_opt.kernels.response import Items
+from wdmoe_opt.kernels.rounding import exchange, round_block
+from wdmoe_opt.kernels.share_bound import share_bound
+from wdmoe_opt.kernels.shared_bandwidth import shared_bandwidth
+from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
+from wdmoe_opt.validation import RealArray
+
+#: Values of x = 1 / (T - offset) around the present one at which device terms are taken.
+GRID = np.array([0.0, 0.4, 0.6, 0.75, 0.85, 0.92, 0.97, 1.0, 1.03, 1.08, 1.15, 1.25, 1.4])
+#: First product of price and slack, as a part of the deadline, and least multiplier to start from.
+FIRST_BARRIER, LEAST_MULTIPLIER = 0.1, 0.05
+#: Floors of a selection are met up to this part, well within the feasibility tolerance.
+FLOOR_SLACK = 1e-12
+#: Smoothing of the slowest device where bandwidth is fixed.
+SHARPNESS = 20.0
+
+
+class Stage(NamedTuple):
+    """One stage of the Newton iteration.
+
+    Attributes
+    ----------
+    width : float
+        Half width of the smoothing, relative to prices.
+    barrier : float
+        Sum over devices of price times slack, as a part of the deadline.
+    steps : int
+    tolerance : float
+        Relative residual at which the stage ends.
+    """
+
+    width: float
+    barrier: float
+    steps: int
+    tolerance: float
+
+
+@dataclass(eq=False)
+class Proof:
+    """Prices of a group of blocks and the bound they prove; see `certificates.Certificate`."""
+
+    bound: float
+    send: RealArray
+    work: RealArray
+    wake: RealArray
+    share: RealArray | None
+    retention: RealArray
+    bandwidth: RealArray
+    points: RealArray
+    deadline: RealArray
+    offset: RealArray
+    grid: RealArray
+    floor: Proof | None = None
+
+
+class Relaxation:
+    """State of the relaxed problem.
+
+    Parameters
+    ----------
+    problem : Problem
+        Objective "latency", with tokens.
+    rows : slice
+        Blocks that share bandwidth, or a single block.
+    """
+
+    def __init__(self, problem: Problem, rows: slice) -> None:
+        t = problem.tables
+        self.problem, self.rows = problem, rows
+        self.free = problem.allocation != "fixed"
+        allowed = problem.allowed_ids[rows]
+        self.ids = allowed if self.free else np.where(usable(problem)[rows], allowed, np.int32(-1))
+        self.share = problem.shares[rows]
+        self.blocks, self.tokens, self.columns = self.ids.shape
+        self.devices, self.experts = t.low.size, t.expert_device.size
+        c_down, c_up = t.c_down[rows], t.c_up[rows]
+        self.link = Link(t.bits_down, c_down, t.bits_up, c_up, t.low, t.high, t.total, t.link_delay)
+        # A bound must hold for whatever counts as feasible, so its limits are the tolerance wider.
+        slack = FEASIBILITY_TOLERANCE * t.total
+        self.bound_link = Link(
+            t.bits_down, c_down, t.bits_up, c_up, np.maximum(t.low - slack, 0.0), t.high + slack,
+            t.total + slack, t.link_delay,
+        )  # fmt: skip
+        self.needed = np.asarray(problem.min_retention)[rows] * self.tokens
+        self.floors = np.asarray(problem.min_token_retention)[rows]
+        self.link_time = np.zeros((self.blocks, self.devices)) if self.free else fixed_link_times(problem)[rows]
+        self.link_time = np.ascontiguousarray(np.broadcast_to(self.link_time, (self.blocks, self.devices)))
+        self.loads = np.empty((self.blocks, self.devices))
+        self.best: Proof | None = None
+
+    # ------------------------------------------------------------------ facts
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all experts of a device take equal compute time."""
+        t = self.problem.tables
+        most = np.zeros(self.devices)
+        np.maximum.at(most, t.expert_device, t.compute)
+        return bool((most[t.expert_device] == t.compute).all())
+
+    @cached_property
+    def wakes(self) -> NDArray[np.bool_]:
+        """Experts whose activation is priced: their device has several or it costs time."""
+        t = self.problem.tables
+        costly: NDArray[np.bool_] = (t.activation > 0) | (t.link_delay[t.expert_device] > 0)
+        return costly
+
+    @cached_property
+    def items(self) -> Items:
+        """What tokens can take, for the Newton iteration."""
+        t = self.problem.tables
+        if not t.by_device:
+            work = np.zeros((1, 1, 1)) if self.alike else t.compute[np.maximum(self.ids, 0)]
+            activation = np.broadcast_to(t.activation, (self.blocks, self.experts))
+            return Items(
+                self.ids, self.share, work, t.expert_device, np.ascontiguousarray(activation), self.alike
+            )
+        return self._device_items()
+
+    def _device_items(self) -> Items:
+        """A token's candidates on one device merged into one item, which takes all of them."""
+        t = self.problem.tables
+        there = self.ids >= 0
+        device = np.where(there, t.expert_device[np.maximum(self.ids, 0)], -1)
+        same = (device[..., :, None] == device[..., None, :]) & there[..., :, None] & there[..., None, :]
+        first = there & (np.argmax(same, axis=-1) == np.arange(self.columns))
+        share = np.where(first, (same * self.share[..., None, :]).sum(axis=-1), 0.0)
+        compute = np.where(there, t.compute[np.maximum(self.ids, 0)], 0.0)
+        work = np.where(first, (same * compute[..., None, :]).sum(axis=-1), 0.0)
+        # Which experts of a device will be active is left to the bound; here, all that are wanted.
+        activation = np.zeros((self.blocks, self.devices))
+        for i in range(self.blocks):
+            wanted = np.unique(self.ids[i][there[i]])
+            np.add.at(activation[i], t.expert_device[wanted], t.activation[wanted])
+        ids = np.where(first, device, -1).astype(np.int32)
+        hosts = np.arange(self.devices, dtype=np.int32)
+        return Items(ids, share, work, hosts, activation, False)
+
+    @cached_property
+    def compute_range(self) -> tuple[RealArray, RealArray]:
+        """Least and largest compute time of a transfer, s, two arrays (blocks, devices)."""
+        t = self.problem.tables
+        least, most = np.full((self.blocks, self.devices), np.inf), np.zeros((self.blocks, self.devices))
+        for i in range(self.blocks):
+            able = np.flatnonzero(self.usable_experts[i])
+            np.minimum.at(least[i], t.expert_device[able], t.compute[able])
+            np.maximum.at(most[i], t.expert_device[able], t.compute[able])
+        least[~np.isfinite(least)] = 0.0
+        if t.by_device:
+            most *= self._most_together()
+        return least, most
+
+    def _most_together(self) -> RealArray:
+        """Largest number of experts that a token can have on one device, (blocks, devices)."""
+        t = self.problem.tables
+        there = self.ids >= 0
+        device = t.expert_device[np.maximum(self.ids, 0)]
+        most = np.ones((self.blocks, self.devices))
+        for k in range(self.devices):
+            most[:, k] = np.maximum(((device == k) & there).sum(axis=2).max(axis=1), 1)
+        return np.minimum(most, self.problem.expert_cap)
+
+    @cached_property
+    def usable_experts(self) -> NDArray[np.bool_]:
+        """Experts that are a candidate of some token, (blocks, experts)."""
+        found = np.zeros((self.blocks, self.experts), dtype=np.bool_)
+        for i in range(self.blocks):
+            found[i, self.ids[i][self.ids[i] >= 0]] = True
+        return found
+
+    # ------------------------------------------------------------------ prices
+
+    def start(self, keep: NDArray[np.bool_]) -> None:
+        """Take first prices from the best bandwidth for a selection of the whole problem."""
+        t = self.problem.tables
+        sent, busy = demands(self.problem, keep)
+        sent, busy = sent[self.rows], busy[self.rows]
+        bandwidth = np.full(self.devices, max(t.total, 1.0) / self.devices)
+        multipliers = np.empty(sent.shape)
+        times, latency = np.empty(sent.shape), np.empty(self.blocks)
+        radio = (t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
+        if self.free and self.blocks > 1:
+            shared_bandwidth(sent, busy, *radio, t.low, t.high, t.total, bandwidth, multipliers)
+        elif self.free:
+            down, up = self.link.c_down[0], self.link.c_up[0]
+            block_bandwidth(
+                sent[0], busy[0], t.bits_down, down, t.bits_up, up, t.low, t.high, t.total, bandwidth
+            )
+        link = link_times(bandwidth[None, :], *radio) if self.free else self.link_time
+        device_times(sent, busy, link, times, latency)
+        if not self.free:
+            for i in range(self.blocks):
+                soft_multipliers(times[i], SHARPNESS, multipliers[i])
+        elif self.blocks == 1:
+            block_multipliers(
+                sent[0], times[0], t.bits_down, down, t.bits_up, up, t.low, t.high, bandwidth, multipliers[0]
+            )
+        self.mean_work = self._mean_work(sent, busy)
+        multipliers = np.maximum(multipliers, LEAST_MULTIPLIER)
+        multipliers /= multipliers.sum(axis=1, keepdims=True)
+        seconds = np.where(np.isfinite(link), link, 1.0) + self.mean_work
+        transfer = multipliers * seconds
+        bandwidth = np.maximum(bandwidth, 1e-6 * max(t.total, 1.0))
+        # The envelope theorem: what a hertz is worth, were all devices served at this bandwidth.
+        hertz = 0.5 * latency.sum() / max(t.total, 1.0)
+        pairs = (self.ids >= 0).sum(axis=(1, 2))
+        retention = 4.0 * transfer.mean(axis=1) * pairs / self.tokens
+        slack = FIRST_BARRIER * latency[:, None] / self.devices / transfer
+        self.prices = Prices(
+            transfer,
+            slack,
+            retention,
+            latency.copy(),
+            np.log(bandwidth)[None, :],
+            np.array([hertz]),
+            np.ones((self.blocks, self.items.hosts.size)),
+            np.zeros((self.blocks, self.tokens)),
+        )
+
+    def _mean_work(self, sent: RealArray, busy: RealArray) -> RealArray:
+        """Compute time of a mean transfer, s (blocks, devices)."""
+        t = self.problem.tables
+        least, most = np.full(self.devices, np.inf), np.zeros(self.devices)
+        np.minimum.at(least, t.expert_device, t.compute)
+        np.maximum.at(most, t.expert_device, t.compute)
+        mean = np.where(np.isfinite(least), 0.5 * (least + most), 0.0)
+        return np.tile(mean, (self.blocks, 1))
+
+    def first_retention_price(self, width: float, steps: int = 8) -> None:
+        """Find a start for the price of retention."""
+        first_retention_price(
+            self.items, self.link, self.link_time, self.free, self.needed, self.floors, self.mean_work, width,
+            steps, self.prices,
+        )  # fmt: skip
+
+    def settle(self, stage: Stage) -> float:
+        """Newton steps of one stage; returns the residual."""
+        _, residual = newton(
+            self.items, self.link, self.link_time, self.free, self.needed, self.floors, self.mean_work,
+            stage.width, stage.barrier / self.devices, stage.steps, stage.tolerance, self.prices, self.loads,
+        )  # fmt: skip
+        return float(residual)
+
+    # ------------------------------------------------------------------ bounds
+
+    def _links(self) -> tuple[RealArray, RealArray]:
+        """Seconds per transfer at the present bandwidth, and price of a device second."""
+        t = self.problem.tables
+        if self.free:
+            bandwidth = np.exp(self.prices.log_bandwidth)
+            link = link_times(bandwidth, t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
+        else:
+            link = self.link_time
+        reached = np.isfinite(link)
+        second = np.where(reached, self.prices.transfer / np.where(reached, link + self.mean_work, 1.0), 0.0)
+        return np.where(reached, link, 0.0), second
+
+    def bound(self) -> float:
+        """Bound that the present prices prove; kept with them if it is the best so far."""
+        link, work = self._links()
+        if not np.isfinite(work).all() or not np.isfinite(self.prices.retention).all():
+            return 0.0
+        proof = self._proof(link * work, work)
+        if self.best is None or proof.bound > self.best.bound:
+            self.best = proof
+        return proof.bound
+
+    def _proof(self, send: RealArray, work: RealArray) -> Proof:
+        t = self.problem.tables
+        hosts = t.expert_device
+        shape = (self.blocks, self.devices)
+        surplus = np.zeros((self.blocks, self.tokens, self.columns))
+        value = np.empty((self.blocks, self.experts))
+        points = np.empty(shape)
+        deadline = np.zeros(self.blocks)
+        least, most = self.compute_range
+        paid = np.empty(self.blocks)
+        members = []
+        for i in range(self.blocks):
+            price = float(self.prices.retention[i])
+            paid[i], _ = token_bound(
+                self.ids[i], self.share[i], hosts, send[i], work[i, hosts] * t.compute, t.by_device, price,
+                float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE), self.problem.expert_cap, self.wakes,
+                surplus[i], value[i],
+            )  # fmt: skip
+            paid[i] += price * float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE)
+            members.append(order_members(hosts, t.activation, value[i], self.usable_experts[i], self.devices))
+            points[i] = self.prices.log_bandwidth[i if self.prices.log_bandwidth.shape[0] > 1 else 0]
+        nu = np.zeros(shape)
+        if self.free:
+            nu = self._bandwidth_prices(send, work)
+        for i in range(self.blocks):
+            where = points[i].copy()
+            single = float(nu[i] @ np.exp(points[i])) / max(self.link.total, 1e-300)
+            deadline[i] = block_deadline(
+                i, paid[i], self.prices.deadline[i], send[i], work[i], single, self.bound_link,
+                self.link_time, self.free, *members[i], t.activation, value[i], least[i], most[i], where,
+            )  # fmt: skip
+            if self.blocks == 1 or not self.free:
+                points[i], nu[i] = where, single
+        share = surplus if self.wakes.any() else None
+        if share is not None and not share.any():
+            share = None
+        proof = Proof(
+            float(deadline.sum()), send, work, value, share, self.prices.retention.copy(), nu,
+            np.exp(points), deadline, np.zeros(self.blocks), np.zeros((self.blocks, 1)),
+        )  # fmt: skip
+        return self._shared(proof, paid, members) if self.blocks > 1 and self.free else proof
+
+    def _bandwidth_prices(self, send: RealArray, work: RealArray) -> RealArray:
+        """What a hertz of every device is worth to every block; equal in sum over the devices."""
+        t = self.problem.tables
+        bandwidth = np.exp(self.prices.log_bandwidth[0])
+        nearby = bandwidth * 1.0001
+        link = (t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
+        now, later = link_times(bandwidth[None, :], *link), link_times(nearby[None, :], *link)
+        with np.errstate(invalid="ignore"):
+            fall = np.where(np.isfinite(now), (now - later) / (nearby - bandwidth), 0.0)
+        nu = work * self.loads * fall
+        total = nu.sum(axis=0)
+        mean = float(total @ bandwidth) / bandwidth.sum()
+        scaled: RealArray = nu * np.divide(mean, total, out=np.zeros_like(total), where=total > 0)
+        return scaled
+
+    def _shared(
+        self, alone: Proof, paid: RealArray, members: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    ) -> Proof:
+        """Bound on the sum of latencies under shared bandwidth, from what is known of every block alone."""
+        t = self.problem.tables
+        least, most = self.compute_range
+        dependent = bool(self.wakes.any())
+        start = self.prices.deadline
+        offset, grid = np.zeros(self.blocks), np.zeros((self.blocks, GRID.size + 1 if dependent else 1))
+        if dependent:
+            offset = self._offsets(alone.work, np.minimum(start, alone.deadline))
+            last = 1.0 / (alone.deadline - offset) * (1 + 1e-12)
+            grid[:, :-1] = np.minimum(GRID / (start - offset)[:, None], last[:, None])
+            grid[:, -1] = last
+        # Prices of the shared form grow like 1 / (T - offset).
+        scale = start - offset
+        share = None if alone.share is None else alone.share * scale[:, None, None]
+        proof = Proof(
+            0.0, alone.send * scale[:, None], alone.work * scale[:, None], alone.wake * scale[:, None], share,
+            alone.retention * scale, alone.bandwidth, alone.points, alone.deadline, offset, grid,
+            alone if dependent else None,
+        )  # fmt: skip
+        points = np.log(alone.points)
+        total = 0.0
+        for i in range(self.blocks):
+            total += share_bound(
+                i, paid[i] * scale[i], offset[i], grid[i], proof.send[i], proof.work[i], proof.bandwidth[i],
+                self.bound_link, *members[i], t.activation, proof.wake[i], least[i], most[i], points[i],
+            )  # fmt: skip
+        proof.bound = total - dearest(proof.bandwidth.sum(axis=0), self.bound_link)
+        single = (alone.bandwidth * alone.points).sum(axis=1) / max(self.link.total, 1e-300)
+        alone.bandwidth = np.repeat(single[:, None], self.devices, axis=1)
+        return proof
+
+    def _offsets(self, second: RealArray, below: RealArray) -> RealArray:
+        """Mean time that devices do not serve tokens, by price, below the block's latency, s (blocks,)."""
+        idle = np.tile(self.link.delay, (self.blocks, 1))
+        for i in range(self.blocks):
+            active = self.prices.on[i] * self.items.activation[i]
+            idle[i] += np.bincount(self.items.hosts, active, self.devices)
+        mean = (second * idle).sum(axis=1) / np.maximum(second.sum(axis=1), 1e-300)
+        clipped: RealArray = np.minimum(mean, 0.9 * below)
+        return clipped
+
+    # ------------------------------------------------------------------ selections
+
+    def round(self) -> NDArray[np.bool_]:
+        """Selection of the group at the present prices, (blocks, tokens, m); may miss a floor."""
+        t = self.problem.tables
+        link, second = self._links()
+        keep = np.empty(self.ids.shape, dtype=np.bool_)
+        for i in range(self.blocks):
+            price = second[i, t.expert_device] * (link[i, t.expert_device] + t.compute)
+            opened = np.ones(self.experts, dtype=np.bool_) if t.by_device else self.prices.on[i] > 0.5
+            round_block(
+                self.ids[i], self.share[i], price, opened, float(self.prices.retention[i]),
+                float(self.needed[i]) - FLOOR_SLACK * self.tokens, float(self.floors[i]),
+                self.problem.expert_cap, keep[i],
+            )  # fmt: skip
+        return keep
+
+    def trade(self, keep: NDArray[np.bool_], load: RealArray, sent: RealArray, busy: RealArray, rounds: int,
+              stop: float, out: RealArray) -> float:  # fmt: skip
+        """Exact trades on the single block of a group with free bandwidth, dispatch "expert"; returns s."""
+        t = self.problem.tables
+        kept = float(self.share[0][keep[0]].sum())
+        slack = kept - float(self.needed[0]) + FLOOR_SLACK * self.tokens
+        latency: float = exchange(
+            self.ids[0], self.share[0], t.expert_device, t.compute, t.activation, t.link_delay,
+            self.prices.on[0] > 0.5, slack, float(self.floors[0]), self.problem.expert_cap, t.bits_down,
+            self.link.c_down[0], t.bits_up, self.link.c_up[0], t.low, t.high, t.total, rounds, stop, keep[0],
+            load[0], sent[0], busy[0], out,
+        )  # fmt: skip
+        return latency
+
+
+def dearest(price: RealArray, link: Link) -> float:
+    """Largest cost of any allowed bandwidth at these prices: a fractional knapsack."""
+    left = link.total - float(link.low.sum())
+    cost = float(price @ link.low)
+    for k in np.argsort(-price, kind="stable"):
+        more = min(left, float(link.high[k] - link.low[k]))
+        cost += float(price[k]) * max(more, 0.0)
+        left -= max(more, 0.0)
+    return cost
