@@ -30,6 +30,8 @@ from wdmoe_opt.validation import RealArray
 
 #: Values of x = 1 / (T - offset) around the present one at which device terms are taken.
 GRID = np.array([0.0, 0.4, 0.6, 0.75, 0.85, 0.92, 0.97, 1.0, 1.03, 1.08, 1.15, 1.25, 1.4])
+#: Further values, in equal ratios, up to the largest that the block's own bound leaves possible.
+FAR = np.linspace(0.0, 1.0, 9)[1:]
 #: First product of price and slack, as a part of the deadline, and least multiplier to start from.
 FIRST_BARRIER, LEAST_MULTIPLIER = 0.1, 0.05
 #: Floors of a selection are met up to this part, well within the feasibility tolerance.
@@ -353,12 +355,10 @@ class Relaxation:
         least, most = self.compute_range
         dependent = bool(self.wakes.any())
         start = self.prices.deadline
-        offset, grid = np.zeros(self.blocks), np.zeros((self.blocks, GRID.size + 1 if dependent else 1))
+        offset, grid = np.zeros(self.blocks), np.zeros((self.blocks, 1))
         if dependent:
             offset = self._offsets(alone.work, np.minimum(start, alone.deadline))
-            last = 1.0 / (alone.deadline - offset) * (1 + 1e-12)
-            grid[:, :-1] = np.minimum(GRID / (start - offset)[:, None], last[:, None])
-            grid[:, -1] = last
+            grid = _grid(1.0 / (start - offset), 1.0 / (alone.deadline - offset) * (1 + 1e-12))
         # Prices of the shared form grow like 1 / (T - offset).
         scale = start - offset
         share = None if alone.share is None else alone.share * scale[:, None, None]
@@ -419,6 +419,13 @@ class Relaxation:
             load[0], sent[0], busy[0], out,
         )  # fmt: skip
         return latency
+
+
+def _grid(present: RealArray, last: RealArray) -> RealArray:
+    """Values of x for every block, from 0 to ``last``, dense around the present one, (blocks, g)."""
+    near = np.minimum(GRID * present[:, None], last[:, None])
+    grid: RealArray = np.hstack([near, near[:, -1:] * (last / near[:, -1])[:, None] ** FAR])
+    return grid
 
 
 def dearest(price: RealArray, link: Link) -> float:

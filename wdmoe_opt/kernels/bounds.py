@@ -257,7 +257,7 @@ def device_term(
     least: float,
     most: float,
     point: float,
-) -> tuple[float, float, float, float]:
+) -> tuple[float, float, int, float]:
     """Most that device ``k`` can earn in ``seconds``, less the price of its bandwidth.
 
     Parameters
@@ -280,12 +280,13 @@ def device_term(
 
     Returns
     -------
-    term, rate, active, point : float
-        Value; its derivative in the seconds; activation time of the best set; ln of its bandwidth.
+    term, rate, chosen, point : float, float, int, float
+        Value; its derivative in the seconds; the best set (-1 if none, below the number of members a
+        single one, above that the first ``chosen - members + 2``); ln of its bandwidth.
     """
     high = min(link.high[k], link.total)
     best = -nu * link.low[k]
-    rate, paid, where = 0.0, 0.0, point
+    rate, chosen, where = 0.0, -1, point
     rays = 1 if least == most else 2
     size = members.size
     for n in range(2 * size - 1):
@@ -314,14 +315,16 @@ def device_term(
                 pace, u = (send + work * c) / (link_time[i, k] + c), point
                 term = pace * left
             if term + scale * earned > best:
-                best, rate, paid, where = term + scale * earned, pace, awake, u
+                best, rate, chosen, where = term + scale * earned, pace, n, u
         if awake == 0.0 and n < size and value[members[n]] == 0.0 and size > 1 and (
             _all_free(members, activation, value)
         ):
             break
     if size > 1 and scale == 1.0:
-        best = max(best, _packed(seconds, scale, members, activation, value) - nu * link.low[k])
-    return best, rate, paid, where
+        packed = _packed(seconds, scale, members, activation, value) - nu * link.low[k]
+        if packed > best:
+            best, rate, chosen = packed, 0.0, 2 * size - 2
+    return best, rate, chosen, where
 
 
 @compiled

@@ -29,6 +29,8 @@ from wdmoe_opt.kernels.response import Items, respond
 
 #: Largest step of the logarithm of bandwidth, and of prices and deadlines relative to themselves.
 LOG_MOVE, PART_MOVE = 1.0, 0.9
+#: Least slope of retention in the logarithm of its price that is believed, as a part of what is needed.
+PROXIMAL = 0.02
 #: Relative residual up to which a block moves along with the bandwidth; beyond, it settles first.
 SETTLED = 0.3
 
@@ -253,8 +255,8 @@ def block_system(
         right[devices + 1, 1 + k] = -p[k] * terms[1, k]
         paid += p[k] * rate
         residual = max(residual, abs(excess) / (1.0 + loads[i, k]), p[k] * abs(lacking) / deadline)
-    # A block that keeps more than its floor at any price lets mu fall.
-    matrix[devices, devices] = slopes[devices, devices] + 1e-6 * needed[i] / mu
+    # Proximal term: where no token doubts, retention does not say how far mu should go.
+    matrix[devices, devices] = slopes[devices, devices] + PROXIMAL * max(needed[i], 1e-3) / mu
     right[devices, 0] = needed[i] - kept
     right[devices + 1, 0] = 1.0 - paid
     return max(residual, abs(needed[i] - kept) / max(needed[i], 1.0), abs(1.0 - paid))
@@ -267,6 +269,8 @@ def move_block(
     """Move prices, slacks and deadline of block ``i`` as far as they stay positive; return the length."""
     devices = prices.transfer.shape[1]
     length = longest
+    mu = prices.retention[i]
+    step[devices] = min(max(step[devices], -0.6 * mu), 1.5 * mu)
     for r in range(devices + 2):
         size = prices.deadline[i]
         if r < devices:
