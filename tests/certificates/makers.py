@@ -75,7 +75,9 @@ def near_prices(problem: Problem, point: Solution) -> dict[str, np.ndarray]:
     inst, e = problem.instance, point.evaluation
     t = problem.tables
     blocks, devices = e.device_time.shape
-    b = np.broadcast_to(t.total / devices if point.bandwidth is None else point.bandwidth, e.device_time.shape)
+    b = np.broadcast_to(
+        t.total / devices if point.bandwidth is None else point.bandwidth, e.device_time.shape
+    )
     b = np.maximum(b, 1e-9 * max(t.total, 1.0))
     fall = np.maximum(-_link_slope(problem, b), 1e-300)
     # A block without any load has no latency; any prices do.
@@ -176,5 +178,3 @@ def shared_certificate(
             best, value = c, bound
     assert best is not None
     return best
-
-
