@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wdmoe_opt.bandwidth import BandwidthAllocation, allocate_bandwidth
+    from wdmoe_opt.certificates.certificate import Certificate
+    from wdmoe_opt.certificates.certify import certify, gap
     from wdmoe_opt.errors import (
         InputError,
         InstanceFileError,
@@ -37,6 +39,7 @@ __all__ = [
     "FEASIBILITY_TOLERANCE",
     "WLR_READINGS",
     "BandwidthAllocation",
+    "Certificate",
     "Control",
     "Evaluation",
     "InputError",
@@ -52,7 +55,9 @@ __all__ = [
     "Violation",
     "WdmoeError",
     "allocate_bandwidth",
+    "certify",
     "evaluate",
+    "gap",
     "list_instances",
     "list_solvers",
     "load_instance",
@@ -64,6 +69,8 @@ __all__ = [
 #: time, and neither a help text nor a Ctrl-C should wait for it.
 _HOMES = {
     "bandwidth": ("BandwidthAllocation", "allocate_bandwidth"),
+    "certificates.certificate": ("Certificate",),
+    "certificates.certify": ("certify", "gap"),
     "errors": ("InputError", "InstanceFileError", "UnknownNameError", "UnsupportedError", "WdmoeError"),
     "instance": ("Instance",),
     "library": ("list_instances", "load_instance"),

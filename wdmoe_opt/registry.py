@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from wdmoe_opt.errors import InputError, UnknownNameError, UnsupportedError
 from wdmoe_opt.problem import Allocation, Dispatch, Objective, Problem
 from wdmoe_opt.validation import RealArray
+
+if TYPE_CHECKING:
+    from wdmoe_opt.certificates.certificate import Certificate
 
 BoundKind = Literal["none", "claimed", "certified"]
 Reason = Literal["optimal", "heuristic", "feasible-at-limit", "infeasible", "no-solution"]
@@ -84,6 +87,9 @@ class Point:
         Relative gap of the bandwidth for the selection, NaN if not optimised.
     trace : tuple of dict
         One record per step, for plots.
+    certificate : Certificate, optional
+        Prices that prove a bound. `solve` recomputes it: what it proves, not what the solver believes,
+        becomes the solution's bound, and only then is a bound called "certified".
     """
 
     keep: NDArray[np.bool_] | None
@@ -93,7 +99,7 @@ class Point:
     bound_kind: BoundKind = "none"
     kkt_residual: float = float("nan")
     trace: tuple[Mapping[str, Any], ...] = ()
-    certificate: Any = None
+    certificate: Certificate | None = None
 
     @classmethod
     def nothing(

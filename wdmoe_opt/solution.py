@@ -19,6 +19,8 @@ from wdmoe_opt.validation import IntArray, RealArray, freeze
 if TYPE_CHECKING:
     import pandas as pd
 
+    from wdmoe_opt.certificates.certificate import Certificate
+
 
 @dataclass(frozen=True, eq=False)
 class Solution:
@@ -42,6 +44,8 @@ class Solution:
     timings : mapping of str to s
     trace : tuple of mapping
         The solver's steps.
+    certificate : Certificate or None
+        What proves the bound, with ``bound_kind`` "certified"; see `certify`.
     """
 
     problem: Problem
@@ -55,6 +59,7 @@ class Solution:
     termination: Termination = field(default_factory=Termination)
     timings: Mapping[str, float] = field(default_factory=dict)
     trace: tuple[Mapping[str, Any], ...] = ()
+    certificate: Certificate | None = None
 
     @classmethod
     def from_arrays(

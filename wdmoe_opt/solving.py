@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from math import isfinite
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wdmoe_opt.errors import InputError, WdmoeError
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.metrics import evaluate, unpriced
 from wdmoe_opt.problem import Problem
-from wdmoe_opt.registry import Control, Point, SolverInfo, Termination, check_request, find_solver
+from wdmoe_opt.registry import (
+    BoundKind,
+    Control,
+    Point,
+    SolverInfo,
+    Termination,
+    check_request,
+    find_solver,
+)
 from wdmoe_opt.solution import Solution
 from wdmoe_opt.validation import freeze, real_scalar, whole
+
+if TYPE_CHECKING:
+    from wdmoe_opt.certificates.certificate import Certificate
 
 _REQUEST_FIELDS = frozenset(f.name for f in fields(Problem)) - {"instance"}
 
@@ -102,19 +114,43 @@ def _run(
     except InputError as error:
         raise WdmoeError(f"method {info.name!r} returned a malformed point: {error}") from error
     done = perf_counter()
+    bound, kind, certificate = _rechecked_bound(info, problem, point)
+    rechecked = perf_counter()
     return Solution(
         problem,
         None if point.keep is None else freeze(problem.checked_keep(point.keep).copy()),
         None if priced.bandwidth is None else freeze(priced.bandwidth.copy()),
         priced,
         method=info.name,
-        lower_bound=point.lower_bound,
-        bound_kind=point.bound_kind,
+        lower_bound=bound,
+        bound_kind=kind,
         kkt_residual=point.kkt_residual,
         termination=point.termination,
-        timings={"prepare": began - started, "solve": found - began, "price": done - found},
+        timings={
+            "prepare": began - started,
+            "solve": found - began,
+            "price": done - found,
+            "certify": rechecked - done,
+        },
         trace=point.trace,
+        certificate=certificate,
     )
+
+
+def _rechecked_bound(
+    info: SolverInfo, problem: Problem, point: Point
+) -> tuple[float, BoundKind, Certificate | None]:
+    """A bound is certified if a certificate proves it, and is then what it proves; else it is claimed."""
+    if point.certificate is not None:
+        from wdmoe_opt.certificates.check import recompute
+
+        try:
+            proved = recompute(problem, point.certificate)
+        except InputError as error:
+            raise WdmoeError(f"method {info.name!r} returned a malformed certificate: {error}") from error
+        if isfinite(proved):
+            return proved, "certified", point.certificate.sealed(problem, proved)
+    return point.lower_bound, "none" if point.bound_kind == "none" else "claimed", None
 
 
 #: Token-candidate pairs up to which "auto" enumerates, and what alternating takes per pair, in s

@@ -6,14 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from strategies import loads_arrays, measured_arrays, random_arrays, random_shape
 
-from strategies import Shape, loads_arrays, measured_arrays, random_arrays, random_shape
 from wdmoe_opt import Instance, Problem, Solution
 from wdmoe_opt.certificates.certificate import Certificate
 from wdmoe_opt.certificates.check import deadline_margins, inspect
 from wdmoe_opt.certificates.facts import facts_of
-
-PRICES = ("send", "work", "wake", "retention", "bandwidth", "points")
 
 
 def random_problem(seed: int, **fixed: Any) -> Problem:
@@ -75,7 +73,9 @@ def near_prices(problem: Problem, point: Solution) -> dict[str, np.ndarray]:
     inst, e = problem.instance, point.evaluation
     t = problem.tables
     blocks, devices = e.device_time.shape
-    b = np.broadcast_to(t.total / devices if point.bandwidth is None else point.bandwidth, e.device_time.shape)
+    b = np.broadcast_to(
+        t.total / devices if point.bandwidth is None else point.bandwidth, e.device_time.shape
+    )
     b = np.maximum(b, 1e-9 * max(t.total, 1.0))
     fall = np.maximum(-_link_slope(problem, b), 1e-300)
     # A block without any load has no latency; any prices do.
@@ -176,5 +176,3 @@ def shared_certificate(
             best, value = c, bound
     assert best is not None
     return best
-
-
