@@ -31,6 +31,8 @@ LEAD = (Stage(0.5, 0.1, 6, 0.1), Stage(0.3, 0.02, 6, 0.05))
 PROVE = (Stage(0.2, 1e-3, 6, 0.02), Stage(0.07, 1e-4, 6, 0.01), Stage(0.03, 1e-5, 6, 0.01))
 #: Exact trades after rounding.
 TRADES = 60
+#: Ascent steps on each block where the stages leave a gap.
+ASCENT = 80
 
 
 def certified(problem: Problem, control: Control) -> Point:
@@ -109,6 +111,9 @@ class Group:
             if self.closed or self.deadline.left == 0.0:
                 return
         self._polish()
+        if not self.closed and self.deadline.left > 0.0:
+            self.relaxation.improve(self.keep, ASCENT)
+            self.note("ascent")
 
     def note(self, step: str) -> None:
         """Add a line to the trace."""
@@ -179,8 +184,8 @@ def _point(problem: Problem, control: Control, done: list[Group]) -> Point:
 
 def assemble(problem: Problem, proofs: list[Proof]) -> Certificate:
     """One certificate from the proofs of all groups."""
-    if len(proofs) == 1 and proofs[0].send.shape[0] > 1:
-        proof = proofs[0]
+    proof = proofs[0]
+    if proof.form == "shared":
         floor = None
         if proof.floor is not None:
             floor = Certificate(form="deadline", deadline=proof.floor.deadline, **_prices(problem, [proof.floor]))
