@@ -215,9 +215,16 @@ def deadline_margins(facts: Facts, certificate: Certificate) -> RealArray:
     prices = Prices.of(facts, certificate)
     deadline = certificate.deadline
     terms = fitting_terms(facts, prices.sets, deadline)
-    worth = device_bound(facts, prices.device, terms, deadline, np.ones(deadline.shape), limits=True)
     budget = dearest_bandwidth(prices.device.bandwidth, facts.low, facts.high, facts.budget)
-    return _margin(prices.tokens, worth, budget)
+    margin = np.full(deadline.shape, -np.inf)
+    # The stored tangent points are mostly good enough.
+    for refine in (False, True):
+        scale = np.ones(deadline.shape)
+        worth = device_bound(facts, prices.device, terms, deadline, scale, limits=True, refine=refine)
+        margin = np.fmax(margin, _margin(prices.tokens, worth, budget))
+        if (margin[deadline > 0] > 0).all():
+            break
+    return margin
 
 
 def _margin(tokens: RealArray, worth: RealArray, budget: RealArray) -> RealArray:

@@ -272,7 +272,14 @@ def fitting_terms(facts: Facts, sets: ActiveSets, latest: RealArray) -> Terms:
 
 
 def device_bound(
-    facts: Facts, prices: DevicePrices, terms: Terms, time: RealArray, scale: RealArray, *, limits: bool
+    facts: Facts,
+    prices: DevicePrices,
+    terms: Terms,
+    time: RealArray,
+    scale: RealArray,
+    *,
+    limits: bool,
+    refine: bool = False,
 ) -> RealArray:
     """Upper bound on a device's worth, (..., blocks, devices).
 
@@ -283,6 +290,9 @@ def device_bound(
         The latency times the scale, and the scale by which all prices but ``bandwidth`` are multiplied.
     limits : bool
         Whether the limits on transfers are used. The bound is then no longer convex in the scale.
+    refine : bool
+        Whether to look for better tangent points where one is stored for the only set; with several
+        sets it is always done.
     """
     fits = np.isfinite(terms.activation)
     factor = scale[..., None, None]
@@ -294,7 +304,7 @@ def device_bound(
     rays = [facts.light] if np.array_equal(facts.light, facts.heavy) else [facts.light, facts.heavy]
     best = np.full(room.shape[:-1], -np.inf)
     for compute in rays:
-        ray = _Ray(facts, prices, compute[:, :, None], room, wake, factor)
+        ray = _Ray(facts, prices, compute[:, :, None], room, wake, factor, refine=refine)
         best = np.maximum(best, ray.bound(limits=limits))
     idle = np.where((facts.least > 0) | _held(facts), -np.inf, -prices.bandwidth * facts.low * (1 - 4 * EPS))
     return np.maximum(best, idle)
@@ -319,6 +329,8 @@ class _Ray:
         room: RealArray,
         wake: RealArray,
         scale: RealArray,
+        *,
+        refine: bool,
     ) -> None:
         self.facts, self.room, self.wake, self.scale = facts, room, wake, scale
         send, work = prices.send[:, :, None], prices.work[:, :, None]
@@ -332,15 +344,15 @@ class _Ray:
         #: What is lost by the one transfer a loaded device has, where transfers cost.
         self.base = wake + np.minimum(most_worth, 0.0) * self.least * scale * (1 - 4 * EPS)
         self.capped = np.maximum(most_worth, 0.0) * facts.most[:, :, None] * scale
-        self._tangents(prices, compute)
+        self._tangents(prices, compute, refine or room.size > self.nu.size)
 
-    def _tangents(self, prices: DevicePrices, compute: RealArray) -> None:
+    def _tangents(self, prices: DevicePrices, compute: RealArray, refine: bool) -> None:
         facts = self.facts
         points = np.broadcast_to(prices.points[:, :, None], self.room.shape)
         if facts.link_time is None:
             low = np.maximum(self.low, self.high * 1e-12)
             points = np.clip(points, low, self.high)
-            if self.room.size > self.nu.size:
+            if refine:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     wanted = self.nu / (self.worth * self.room)
                 points = best_points(facts, points, low, self.high, compute, wanted)
