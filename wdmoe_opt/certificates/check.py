@@ -71,9 +71,22 @@ def inspect(problem: Problem, certificate: Certificate) -> Verdict:
     if wrong:
         return refused(problem, wrong)
     facts = facts_of(problem)
-    if certificate.form == "deadline":
-        return deadline_verdict(facts, certificate)
-    return shared_verdict(facts, certificate)
+    if certificate.form == "tree":
+        from wdmoe_opt.certificates.branches import tree_verdict
+
+        return tree_verdict(problem, facts, certificate)
+    if certificate.form in ("ratio", "token-ratio"):
+        from wdmoe_opt.certificates import ratios
+
+        verdict = ratios.ratio_verdict if certificate.form == "ratio" else ratios.token_ratio_verdict
+        return verdict(facts, certificate)
+    return flat_verdict(facts, certificate)
+
+
+def flat_verdict(facts: Facts, certificate: Certificate) -> Verdict:
+    """What prices prove of the latency, without any tree."""
+    verdict = deadline_verdict if certificate.form == "deadline" else shared_verdict
+    return verdict(facts, certificate)
 
 
 def refused(problem: Problem, *failures: str) -> Verdict:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import inf, isfinite, isqrt
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +46,23 @@ def inspect_exactly(problem: Problem, certificate: Certificate) -> Verdict:
     if wrong:
         return refused(problem, wrong)
     blocks = [Block.of(problem, i) for i in range(problem.instance.blocks)]
-    if certificate.form == "deadline":
-        return _deadline(blocks, certificate)
-    return _shared(blocks, certificate)
+    if certificate.form == "tree":
+        from wdmoe_opt.certificates.exact_branches import tree_verdict
+
+        return tree_verdict(problem, certificate)
+    if certificate.form in ("ratio", "token-ratio"):
+        from wdmoe_opt.certificates import exact_ratios
+
+        verdict = (
+            exact_ratios.ratio_verdict if certificate.form == "ratio" else exact_ratios.token_ratio_verdict
+        )
+        return verdict(blocks, certificate)
+    return flat_verdict(blocks, certificate)
+
+
+def flat_verdict(blocks: Sequence[Block], certificate: Certificate) -> Verdict:
+    """What prices prove of the latency, without any tree."""
+    return (_deadline if certificate.form == "deadline" else _shared)(blocks, certificate)
 
 
 # ---------------------------------------------------------------------- numbers
@@ -528,7 +542,7 @@ def fitting_sets(block: Block, prices: Prices, k: int, latest: Number) -> list[A
         assert isinstance(latest, Fraction)
         room = latest - block.delay[k] - max(least, 1) * (found[0].low + light)
     sets = [s for s in (nested if held else nested[1:]) + single if s.activation <= room]
-    for inside, beyond in zip(nested, nested[1:], strict=False):
+    for inside, beyond in pairwise(nested):
         if sets and inside.activation <= room < beyond.activation:
             assert isinstance(room, Fraction)
             part = (room - inside.activation) / (beyond.activation - inside.activation)
@@ -550,11 +564,8 @@ def device_bound(
     light, heavy, least, _ = block.limits(k)
     held = any(block.hosts[e] == k for e in block.awake)
     idle: Number = -inf if held or least > 0 else -prices.bandwidth[k] * block.low[k]
-    found = [idle]
-    for compute in {light, heavy}:
-        if sets:
-            found.append(_ray_bound(block, prices, k, sets, time, scale, compute, limits))
-    return max(found)
+    rays = {light, heavy} if sets else set()
+    return max(idle, *(_ray_bound(block, prices, k, sets, time, scale, c, limits) for c in rays), -inf)
 
 
 def _ray_bound(
@@ -649,9 +660,8 @@ def deadline_failures(blocks: Sequence[Block], c: Certificate) -> list[str]:
         if deadline > 0:
             margin = deadline_margin(block, Prices.of(block, c, i), Fraction(deadline))
             if not margin > 0:
-                failures.append(
-                    f"block {i}: latency {deadline:.9g} s is not proved out of reach (margin {float(margin):.3g})"
-                )
+                text = f"latency {deadline:.9g} s is not proved out of reach (margin {float(margin):.3g})"
+                failures.append(f"block {i}: {text}")
     return failures
 
 
@@ -735,7 +745,7 @@ def _grid_least(block: Block, prices: Prices, offset: Fraction, grid: Sequence[F
         return inf
     assert isinstance(tokens, Fraction)
     least: Number = inf
-    pieces = list(zip(grid, grid[1:], strict=False)) or [(grid[0], grid[0])]
+    pieces = list(pairwise(grid)) or [(grid[0], grid[0])]
     for left, right in pieces:
         latest: Number = inf if left == 0 else offset + 1 / left
         sets = [fitting_sets(block, prices, k, min(latest, block.until)) for k in range(len(prices.send))]
