@@ -229,12 +229,15 @@ def deadline_margins(facts: Facts, certificate: Certificate) -> RealArray:
     deadline = certificate.deadline
     terms = fitting_terms(facts, prices.sets, deadline)
     budget = dearest_bandwidth(prices.device.bandwidth, facts.low, facts.high, facts.budget)
-    margin = np.full(deadline.shape, -np.inf)
-    # The stored tangent points are mostly good enough.
-    for refine in (False, True):
-        scale = np.ones(deadline.shape)
-        worth = device_bound(facts, prices.device, terms, deadline, scale, limits=True, refine=refine)
-        margin = np.fmax(margin, _margin(prices.tokens, worth, budget))
+    scale = np.ones(deadline.shape)
+    worth = np.full(prices.device.send.shape, np.inf)
+    margin = -scale
+    # For a single set the stored tangent points are mostly good enough, for several they rarely are.
+    several = terms.wake.shape[-1] > 1
+    for refine in (several, not several):
+        found = device_bound(facts, prices.device, terms, deadline, scale, limits=True, refine=refine)
+        worth = np.minimum(worth, found)
+        margin = _margin(prices.tokens, worth, budget)
         if (margin[deadline > 0] > 0).all():
             break
     return margin
@@ -323,7 +326,7 @@ def _least_latencies(facts: Facts, c: Certificate, prices: Prices) -> RealArray:
     terms = fitting_terms(facts, prices.sets, latest)
     ends = []
     for x in (left, right):
-        worth = device_bound(facts, prices.device, terms, 1 + c.offset * x, x, limits=False)
+        worth = device_bound(facts, prices.device, terms, 1 + c.offset * x, x, limits=False, refine=True)
         size = np.where(np.isfinite(worth), np.abs(worth), 0.0).sum(axis=-1)
         ends.append(worth.sum(axis=-1) + (worth.shape[-1] + 2) * EPS * size)
     least = _piece_minimum(tokens, left, right, *ends).min(axis=0)

@@ -279,7 +279,7 @@ def device_bound(
     scale: RealArray,
     *,
     limits: bool,
-    refine: bool = False,
+    refine: bool,
 ) -> RealArray:
     """Upper bound on a device's worth, (..., blocks, devices).
 
@@ -291,8 +291,7 @@ def device_bound(
     limits : bool
         Whether the limits on transfers are used. The bound is then no longer convex in the scale.
     refine : bool
-        Whether to look for better tangent points where one is stored for the only set; with several
-        sets it is always done.
+        Whether to look for the best tangent points from the stored ones, for every set of its own.
     """
     fits = np.isfinite(terms.activation)
     factor = scale[..., None, None]
@@ -344,7 +343,7 @@ class _Ray:
         #: What is lost by the one transfer a loaded device has, where transfers cost.
         self.base = wake + np.minimum(most_worth, 0.0) * self.least * scale * (1 - 4 * EPS)
         self.capped = np.maximum(most_worth, 0.0) * facts.most[:, :, None] * scale
-        self._tangents(prices, compute, refine or room.size > self.nu.size)
+        self._tangents(prices, compute, refine)
 
     def _tangents(self, prices: DevicePrices, compute: RealArray, refine: bool) -> None:
         facts = self.facts

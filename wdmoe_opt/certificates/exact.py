@@ -476,7 +476,7 @@ def tangent(block: Block, k: int, b: Fraction, compute: Fraction) -> Rate | None
     return Rate(b, height, fall.low * below * below, fall.high * height * height)
 
 
-def best_point(block: Block, k: int, start: float, compute: Fraction, wanted: float) -> Fraction:
+def best_point(block: Block, k: int, compute: Fraction, wanted: float) -> Fraction:
     """Bandwidth where the rate's slope is about ``wanted``, by bisection in floats; any would do."""
     low, high = float(block.low[k]), float(block.high[k])
     if block.problem.instance.token_time_link is not None:
@@ -503,6 +503,13 @@ def best_point(block: Block, k: int, start: float, compute: Fraction, wanted: fl
         middle = (left * right) ** 0.5
         left, right = (middle, right) if slope(middle) > wanted else (left, middle)
     return min(max(Fraction(left), block.low[k]), block.high[k])
+
+
+def stored_point(block: Block, k: int, point: float) -> Fraction:
+    """A stored tangent point within the device's limits."""
+    if block.problem.instance.token_time_link is not None:
+        return Fraction(1)
+    return min(max(Fraction(point), block.low[k], block.high[k] / 10**12), block.high[k])
 
 
 @dataclass(frozen=True)
@@ -564,8 +571,11 @@ def device_bound(
     light, heavy, least, _ = block.limits(k)
     held = any(block.hosts[e] == k for e in block.awake)
     idle: Number = -inf if held or least > 0 else -prices.bandwidth[k] * block.low[k]
-    rays = {light, heavy} if sets else set()
-    return max(idle, *(_ray_bound(block, prices, k, sets, time, scale, c, limits) for c in rays), -inf)
+    found = [idle]
+    for compute in {light, heavy} if sets else set():
+        ray = (block, prices, k, sets, time, scale, compute, limits)
+        found.append(min(_ray_bound(*ray, refine=True), _ray_bound(*ray, refine=False)))
+    return max(found)
 
 
 def _ray_bound(
@@ -577,6 +587,8 @@ def _ray_bound(
     scale: Fraction,
     compute: Fraction,
     limits: bool,
+    *,
+    refine: bool,
 ) -> Number:
     light, heavy, least, most = block.limits(k)
     nu = prices.bandwidth[k]
@@ -587,7 +599,7 @@ def _ray_bound(
     for s in sets:
         room = max(time - scale * (block.delay[k] + s.activation), Fraction(0))
         wanted = float(nu) / float(worth * room) if worth * room > 0 else 0.0
-        b = best_point(block, k, prices.points[k], compute, wanted)
+        b = best_point(block, k, compute, wanted) if refine else stored_point(block, k, prices.points[k])
         own, lightest = tangent(block, k, b, compute), tangent(block, k, b, light)
         lines.append((room, scale * s.wake + min(dearest, Fraction(0)) * needed, own, lightest))
 

@@ -58,7 +58,7 @@ def _least_margins(facts: Facts, c: Certificate) -> RealArray:
     terms = fitting_terms(facts, prices.sets, grid[1:])
     least = np.full(budget.shape, np.inf)
     for t in (grid[:-1], grid[1:]):
-        worth = device_bound(facts, prices.device, terms, t, np.ones(t.shape), limits=False)
+        worth = device_bound(facts, prices.device, terms, t, np.ones(t.shape), limits=False, refine=True)
         size = np.where(np.isfinite(worth), np.abs(worth), 0.0).sum(axis=-1)
         known = np.where(np.isfinite(prices.tokens), np.abs(prices.tokens), 0.0)
         earned = c.weight * c.ratio * t
