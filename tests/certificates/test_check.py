@@ -295,8 +295,8 @@ def test_wrong_shapes_and_signs_are_named(proved: tuple[Problem, Certificate]) -
         replace(c, work=c.work[:1])
     with pytest.raises(wo.InputError, match="deadline: is missing"):
         replace(c, deadline=None)
+    grid = [[0, 2, 1], [0, 1, 2]]
     with pytest.raises(wo.InputError, match=r"grid.*must ascend"):
-        grid = [[0, 2, 1], [0, 1, 2]]
         replace(c, form="shared", offset=np.zeros(2), grid=grid)
     with pytest.raises(wo.UnknownNameError):
         Certificate(form="dead-line")

@@ -207,7 +207,7 @@ def deadline_verdict(facts: Facts, certificate: Certificate) -> Verdict:
     failures = deadline_failures(facts, certificate)
     if failures:
         return Verdict(-np.inf, failures)
-    return Verdict(_sum_down(deadline))
+    return Verdict(sum_down(deadline))
 
 
 def deadline_failures(facts: Facts, certificate: Certificate) -> tuple[str, ...]:
@@ -253,7 +253,8 @@ def _margin(tokens: RealArray, worth: RealArray, budget: RealArray) -> RealArray
     return margin
 
 
-def _sum_down(values: RealArray) -> float:
+def sum_down(values: RealArray) -> float:
+    """Sum, rounded down where there is anything to round."""
     return (
         float(values.sum() - (values.size + 4) * EPS * np.abs(values).sum())
         if values.size > 1

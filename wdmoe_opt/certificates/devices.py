@@ -1,14 +1,15 @@
 """The device part of the check: the most that one device's load and bandwidth can be worth, rounded up.
 
 A device with the active experts S, n transfers, w seconds of compute and bandwidth b needs
-``n tau(b) + w <= M`` with ``M = T - delay - a(S)``, and ``light n <= w <= heavy n``. At prices p, q, nu and
-sigma its load is worth ``p n + q w + sigma(S) - nu b``. For given b and S the most is reached on one of the
-rays ``w = c n``, c = light or heavy: ``(p + q c) M / (tau(b) + c)``. The rate ``1 / (tau(b) + c)`` is concave in b
-(fact 1), so any of its tangents bounds it, and what is left is linear in b: the ends of its range decide.
+``n tau(b) + w <= M`` with ``M = T - delay - a(S)``, and ``light n <= w <= heavy n``. At prices p, q, nu
+and sigma its load is worth ``p n + q w + sigma(S) - nu b``. For given b and S the most is reached on one of
+the rays ``w = c n``, c = light or heavy: ``(p + q c) M / (tau(b) + c)``. The rate ``1 / (tau(b) + c)`` is
+concave in b (fact 1), so any of its tangents bounds it, and what is left is linear in b: the ends of its
+range decide.
 
 Over S, for given b, the value is linear in a(S) and sigma(S): the best S is a prefix of the experts by
-falling ``sigma_e / a_e``, or a single expert where none is worth its activation. Where the best prefix does not fit
-the deadline, the prefix that is cut where it fills the time left bounds all that do.
+falling ``sigma_e / a_e``, or a single expert where none is worth its activation. Where the best prefix does
+not fit the deadline, the prefix that is cut where it fills the time left bounds all that do.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class ActiveSets:
     length: RealArray | None = None
 
     def cut(self, room: RealArray) -> tuple[RealArray, RealArray]:
-        """Activation and price of the longest prefix, its last expert cut so that ``room`` (..., I, K) is full.
+        """Activation and price of the longest prefix, its last expert cut so that ``room`` is full.
 
         Where all experts fit, or not even those that must be active, there is no such set.
         """
@@ -258,6 +259,8 @@ def fitting_terms(facts: Facts, sets: ActiveSets, latest: RealArray) -> Terms:
         room = latest[..., None] * (1 + 8 * EPS) + 8 * EPS * facts.delay - facts.delay - transfer
     # No latency is late enough for a device that cannot be reached.
     room = np.where(np.isnan(room), -np.inf, room)
+    # A device that may not get the transfers it has to get, or none at all, has no set.
+    room = np.where(facts.most >= least, room, -np.inf)
     fits = sets.activation <= room[..., None]
     activation = np.where(fits, sets.activation, np.inf)
     wake = np.where(fits, sets.wake, -np.inf)

@@ -116,6 +116,8 @@ def to_float(value: Fraction, *, up: bool) -> float:
 class Block:
     """One block of a problem in fractions, with whatever restrictions have been put on it.
 
+    Only known loads come with ``awake``, ``least`` and ``most``: their devices are loaded.
+
     Attributes
     ----------
     options : list of list of (column, expert)
@@ -185,13 +187,14 @@ class Block:
     def usable(self) -> set[int]:
         """Experts that some token may use."""
         if self.loads is not None:
-            return set(self.awake)
+            return {k for k, n in enumerate(self.loads) if n > 0}
         return {e for options in self.options for _, e in options}
 
     def limits(self, k: int) -> tuple[Fraction, Fraction, int, int]:
         """Least and largest compute per transfer of a device, and least and most transfers."""
         if self.loads is not None:
-            return self.compute[k], self.compute[k], self.loads[k], self.loads[k]
+            n = self.loads[k]
+            return self.compute[k], self.compute[k], max(n, self.least.get(k, n)), min(n, self.most.get(k, n))
         mine = [[e for _, e in options if self.hosts[e] == k] for options in self.options]
         times = [self.compute[e] for experts in mine for e in experts]
         if not times:
@@ -539,10 +542,10 @@ def prefixes(block: Block, prices: Prices, k: int) -> tuple[list[ActiveSet], lis
 def fitting_sets(block: Block, prices: Prices, k: int, latest: Number) -> list[ActiveSet]:
     """Sets that leave time for the transfers that a loaded device has at least."""
     nested, single, held = prefixes(block, prices, k)
-    light, _, least, _ = block.limits(k)
+    light, _, least, most = block.limits(k)
     top = Fraction(1) if block.problem.instance.token_time_link is not None else block.high[k]
     found = link_time(block, k, top)
-    if found is None:
+    if found is None or most < max(least, 1):
         return []
     room: Number = inf
     if latest != inf:
