@@ -1,14 +1,15 @@
 """The device part of the check: the most that one device's load and bandwidth can be worth, rounded up.
 
 A device with the active experts S, n transfers, w seconds of compute and bandwidth b needs
-``n tau(b) + w <= M`` with ``M = T - delay - a(S)``, and ``light n <= w <= heavy n``. At prices p, q, nu and
-sigma its load is worth ``p n + q w + sigma(S) - nu b``. For given b and S the most is reached on one of the
-rays ``w = c n``, c = light or heavy: ``(p + q c) M / (tau(b) + c)``. The rate ``1 / (tau(b) + c)`` is concave in b
-(fact 1), so any of its tangents bounds it, and what is left is linear in b: the ends of its range decide.
+``n tau(b) + w <= M`` with ``M = T - delay - a(S)``, and ``light n <= w <= heavy n``. At prices p, q, nu
+and sigma its load is worth ``p n + q w + sigma(S) - nu b``. For given b and S the most is reached on one of
+the rays ``w = c n``, c = light or heavy: ``(p + q c) M / (tau(b) + c)``. The rate ``1 / (tau(b) + c)`` is
+concave in b (fact 1), so any of its tangents bounds it, and what is left is linear in b: the ends of its
+range decide.
 
 Over S, for given b, the value is linear in a(S) and sigma(S): the best S is a prefix of the experts by
-falling ``sigma_e / a_e``, or a single expert where none is worth its activation. Where the best prefix does not fit
-the deadline, the prefix that is cut where it fills the time left bounds all that do.
+falling ``sigma_e / a_e``, or a single expert where none is worth its activation. Where the best prefix does
+not fit the deadline, the prefix that is cut where it fills the time left bounds all that do.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class ActiveSets:
     length: RealArray | None = None
 
     def cut(self, room: RealArray) -> tuple[RealArray, RealArray]:
-        """Activation and price of the longest prefix, its last expert cut so that ``room`` (..., I, K) is full.
+        """Activation and price of the longest prefix, its last expert cut so that ``room`` is full.
 
         Where all experts fit, or not even those that must be active, there is no such set.
         """
@@ -258,6 +259,8 @@ def fitting_terms(facts: Facts, sets: ActiveSets, latest: RealArray) -> Terms:
         room = latest[..., None] * (1 + 8 * EPS) + 8 * EPS * facts.delay - facts.delay - transfer
     # No latency is late enough for a device that cannot be reached.
     room = np.where(np.isnan(room), -np.inf, room)
+    # A device that may not get the transfers it has to get, or none at all, has no set.
+    room = np.where(facts.most >= least, room, -np.inf)
     fits = sets.activation <= room[..., None]
     activation = np.where(fits, sets.activation, np.inf)
     wake = np.where(fits, sets.wake, -np.inf)
@@ -272,7 +275,14 @@ def fitting_terms(facts: Facts, sets: ActiveSets, latest: RealArray) -> Terms:
 
 
 def device_bound(
-    facts: Facts, prices: DevicePrices, terms: Terms, time: RealArray, scale: RealArray, *, limits: bool
+    facts: Facts,
+    prices: DevicePrices,
+    terms: Terms,
+    time: RealArray,
+    scale: RealArray,
+    *,
+    limits: bool,
+    refine: bool,
 ) -> RealArray:
     """Upper bound on a device's worth, (..., blocks, devices).
 
@@ -283,6 +293,8 @@ def device_bound(
         The latency times the scale, and the scale by which all prices but ``bandwidth`` are multiplied.
     limits : bool
         Whether the limits on transfers are used. The bound is then no longer convex in the scale.
+    refine : bool
+        Whether to look for the best tangent points from the stored ones, for every set of its own.
     """
     fits = np.isfinite(terms.activation)
     factor = scale[..., None, None]
@@ -294,7 +306,7 @@ def device_bound(
     rays = [facts.light] if np.array_equal(facts.light, facts.heavy) else [facts.light, facts.heavy]
     best = np.full(room.shape[:-1], -np.inf)
     for compute in rays:
-        ray = _Ray(facts, prices, compute[:, :, None], room, wake, factor)
+        ray = _Ray(facts, prices, compute[:, :, None], room, wake, factor, refine=refine)
         best = np.maximum(best, ray.bound(limits=limits))
     idle = np.where((facts.least > 0) | _held(facts), -np.inf, -prices.bandwidth * facts.low * (1 - 4 * EPS))
     return np.maximum(best, idle)
@@ -319,6 +331,8 @@ class _Ray:
         room: RealArray,
         wake: RealArray,
         scale: RealArray,
+        *,
+        refine: bool,
     ) -> None:
         self.facts, self.room, self.wake, self.scale = facts, room, wake, scale
         send, work = prices.send[:, :, None], prices.work[:, :, None]
@@ -332,15 +346,15 @@ class _Ray:
         #: What is lost by the one transfer a loaded device has, where transfers cost.
         self.base = wake + np.minimum(most_worth, 0.0) * self.least * scale * (1 - 4 * EPS)
         self.capped = np.maximum(most_worth, 0.0) * facts.most[:, :, None] * scale
-        self._tangents(prices, compute)
+        self._tangents(prices, compute, refine)
 
-    def _tangents(self, prices: DevicePrices, compute: RealArray) -> None:
+    def _tangents(self, prices: DevicePrices, compute: RealArray, refine: bool) -> None:
         facts = self.facts
         points = np.broadcast_to(prices.points[:, :, None], self.room.shape)
         if facts.link_time is None:
             low = np.maximum(self.low, self.high * 1e-12)
             points = np.clip(points, low, self.high)
-            if self.room.size > self.nu.size:
+            if refine:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     wanted = self.nu / (self.worth * self.room)
                 points = best_points(facts, points, low, self.high, compute, wanted)

@@ -1,4 +1,4 @@
-"""What the check needs to know of a problem, read from its fields alone, widened by the feasibility tolerance.
+"""What the check needs to know of a problem, read from its fields alone, widened by the tolerance.
 
 A point is feasible if it keeps every rule within `FEASIBILITY_TOLERANCE`, as computed in floating point.
 A bound must hold for all such points: floors and limits are moved outward by the tolerance and by the
