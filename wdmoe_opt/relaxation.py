@@ -43,6 +43,12 @@ PRECISION = 4e-12
 SHARPNESS = 20.0
 
 
+#: Residual at which a stage of the Newton iteration is given up.
+ASTRAY = 3.0
+#: Multiplier that ascent starts from on devices that wait.
+TRACE_MULTIPLIER = 0.01
+
+
 class Stage(NamedTuple):
     """One stage of the Newton iteration.
 
@@ -63,6 +69,11 @@ class Stage(NamedTuple):
     tolerance: float
 
 
+#: Ever narrower smoothing; the first stages only lead to the bounds of the later ones.
+LEAD = (Stage(0.5, 0.1, 8, 0.1), Stage(0.5, 0.03, 6, 0.1), Stage(0.5, 0.01, 6, 0.05))
+PROVE = (Stage(0.2, 1e-3, 6, 0.02), Stage(0.07, 1e-4, 6, 0.01), Stage(0.03, 1e-5, 6, 0.01))
+
+
 @dataclass(eq=False)
 class Proof:
     """Prices of a group of blocks and the bound they prove; see `certificates.Certificate`."""
@@ -80,6 +91,25 @@ class Proof:
     grid: RealArray
     form: Literal["deadline", "shared"] = "deadline"
     floor: Proof | None = None
+
+    def quote(self, horizon: RealArray) -> Quote:
+        """The prices of a proof of form "deadline"."""
+        return Quote(self.send, self.work, self.retention, self.bandwidth, self.points, horizon)
+
+
+def join(proofs: list[Proof]) -> Proof:
+    """Proofs of form "deadline" of single groups as one of all."""
+    parts = {
+        name: np.concatenate([getattr(proof, name) for proof in proofs])
+        for name in ("send", "work", "wake", "retention", "bandwidth", "points", "deadline", "offset", "grid")
+    }
+    share = None
+    sizes = [proof.share.shape for proof in proofs if proof.share is not None]
+    if sizes:
+        share = np.concatenate(
+            [np.zeros((1, *sizes[0][1:])) if proof.share is None else proof.share for proof in proofs]
+        )
+    return Proof(bound=float(parts["deadline"].sum()), share=share, **parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,12 +327,26 @@ class Relaxation:
         )  # fmt: skip
 
     def settle(self, stage: Stage) -> float:
-        """Newton steps of one stage; returns the residual."""
+        """Newton steps of one stage; returns the residual. A stage that goes astray is taken back."""
+        before = self._copy()
         _, residual = newton(
             self.items, self.link, self.link_time, self.free, self.needed, self.floors, self.mean_work,
             stage.width, stage.barrier / self.devices, stage.steps, stage.tolerance, self.prices, self.loads,
         )  # fmt: skip
+        if not residual < ASTRAY:
+            self._restore(before)
         return float(residual)
+
+    def _copy(self) -> list[RealArray]:
+        return [array.copy() for array in (*self.prices, self.loads)]
+
+    def _restore(self, state: list[RealArray]) -> None:
+        for array, old in zip((*self.prices, self.loads), state, strict=True):
+            array[...] = old
+
+    def hold(self) -> None:
+        """Remember the present prices as those that ascent on blocks with shared bandwidth starts from."""
+        self.held = self._copy()
 
     # ------------------------------------------------------------------ bounds
 
@@ -317,18 +361,20 @@ class Relaxation:
         second = np.where(reached, self.prices.transfer / np.where(reached, link + self.mean_work, 1.0), 0.0)
         return np.where(reached, link, 0.0), second
 
+    def _quote(self) -> Quote:
+        """The present prices."""
+        link, second = self._links()
+        nu = self._bandwidth_prices(second * self.loads) if self.free else np.zeros(second.shape)
+        points = np.exp(np.broadcast_to(self.prices.log_bandwidth, nu.shape))
+        return Quote(
+            link * second, second, self.prices.retention.copy(), nu, points, self.prices.deadline.copy()
+        )
+
     def bound(self) -> float:
         """Bound that the present prices prove; kept with them if it is the best so far."""
-        link, second = self._links()
-        retention = self.prices.retention
-        if not (np.isfinite(second).all() and np.isfinite(retention).all()):
+        quote = self._quote()
+        if not (np.isfinite(quote.second).all() and np.isfinite(quote.retention).all()):
             return 0.0
-        nu = np.zeros(second.shape)
-        if self.free:
-            nu = self._bandwidth_prices(second * self.loads)
-        rows = self.prices.log_bandwidth
-        points = np.exp(np.broadcast_to(rows, nu.shape))
-        quote = Quote(link * second, second, retention.copy(), nu, points.copy(), self.prices.deadline.copy())
         return self._keep(self.prove(quote))
 
     def _keep(self, proof: Proof) -> float:
@@ -449,52 +495,67 @@ class Relaxation:
         steps : int
             At most so many on each block.
         """
-        latency, bandwidth, nu = self._priced(keep)
-        assert self.best is not None
-        base = self.best if self.best.floor is None else self.best.floor
-        alone = self._ascend_all(base, latency, steps, base.bandwidth, None)
-        proof = self.prove(alone)
+        latency = self._latency(keep)
         if self.blocks == 1 or not self.free:
-            return self._keep(proof)
-        # Prices of all blocks together: shares of what a hertz is worth come from the selection.
-        start = Quote(base.send, base.work, base.retention, nu, np.tile(bandwidth, (self.blocks, 1)), latency)
-        known = self._alone(alone, [self._tokens(i, alone) for i in range(self.blocks)])
-        if not (known.deadline > 0).all():
-            return self._keep(known)
-        axis = self._axis(start, known.deadline) if self.wakes.any() else None
-        target = latency + nu @ bandwidth
-        self._keep(self.prove(start, known))
-        best = self._ascend_all(start, target, steps, nu, axis)
+            assert self.best is not None
+            quote = self._ascend_all(self.best.quote(latency), latency, steps, None)
+            return self._keep(self.prove(quote))
+        known = self._each_alone(keep, latency, steps)
+        self._keep(known)
+        if self.wakes.any() and not (known.deadline > 0).all():
+            return known.bound
+        self._restore(self.held)
+        start = self._quote()
+        target = start.horizon + (start.bandwidth * start.points).sum(axis=1)
+        best = self._ascend_all(start, target, steps, self._axis(start, known.deadline))
         return self._keep(self.prove(best, known))
 
-    def _priced(self, keep: NDArray[np.bool_]) -> tuple[RealArray, RealArray, RealArray]:
-        """Block latencies of a selection, its bandwidth, and what a hertz is worth to block and device."""
-        t = self.problem.tables
+    def _each_alone(
+        self, keep: NDArray[np.bool_], latency: RealArray, steps: int
+    ) -> Proof:
+        """What is known of every block if it has all the bandwidth."""
+        whole = np.zeros(self.problem.tables.ids.shape, dtype=np.bool_)
+        whole[self.rows] = keep
+        proofs = []
+        for i in range(self.blocks):
+            row = self.rows.start + i
+            single = Relaxation(self.problem, slice(row, row + 1))
+            single.start(whole)
+            single.first_retention_price(LEAD[0].width)
+            for stage in LEAD:
+                single.settle(stage)
+            single.bound()
+            single.settle(PROVE[0])
+            single.bound()
+            single.improve(keep[i : i + 1], steps)
+            assert single.best is not None
+            proofs.append(single.best)
+        return join(proofs)
+
+    def _latency(self, keep: NDArray[np.bool_]) -> RealArray:
+        """Block latencies of a selection at its best bandwidth, s (blocks,)."""
         whole = np.zeros(self.problem.tables.ids.shape, dtype=np.bool_)
         whole[self.rows] = keep
         sent, busy = demands(self.problem, whole)
         sent, busy = sent[self.rows], busy[self.rows]
-        times, latency = np.empty(sent.shape), np.empty(self.blocks)
-        radio = (t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
-        bandwidth, multipliers = np.empty(self.devices), np.zeros(sent.shape)
         link = self.link_time
         if self.free:
-            shared_bandwidth(sent, busy, *radio, t.low, t.high, t.total, bandwidth, multipliers)
+            t = self.problem.tables
+            radio = (t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
+            bandwidth = np.empty(self.devices)
+            shared_bandwidth(sent, busy, *radio, t.low, t.high, t.total, bandwidth)
             link = link_times(bandwidth[None, :], *radio)
-        device_times(sent, busy, link, times, latency)
-        nu = np.zeros(sent.shape)
-        if self.free:
-            nu = hertz_prices(multipliers * sent, bandwidth, *radio)
-        return latency, bandwidth, nu
+        latency = np.empty(self.blocks)
+        device_times(sent, busy, link, np.empty(sent.shape), latency)
+        return latency
 
     def _ascend_all(
-        self, base: Quote | Proof, target: RealArray, steps: int, nu: RealArray,
-        axis: tuple[RealArray, RealArray] | None,
-    ) -> Quote:  # fmt: skip
+        self, base: Quote, target: RealArray, steps: int, axis: tuple[RealArray, RealArray] | None
+    ) -> Quote:
         """Ascent on every block: alone, or with an axis its part of the shared form."""
         t = self.problem.tables
         least, most = self.compute_range
-        second = (base.work if isinstance(base, Proof) else base.second).copy()
+        second, nu = base.second.copy(), base.bandwidth
         seconds = np.divide(base.send, second, out=np.zeros_like(second), where=second > 0)
         retention, single = base.retention.copy(), np.zeros(self.blocks)
         points = np.log(base.points)
@@ -523,6 +584,20 @@ class Relaxation:
         return Quote(seconds * second, second, retention, bandwidth, where, horizon)
 
     # ------------------------------------------------------------------ selections
+
+    @property
+    def bandwidth(self) -> RealArray:
+        """Present bandwidth, Hz (devices,), within limits and budget."""
+        return self.within_limits(np.exp(self.prices.log_bandwidth[0]))
+
+    def within_limits(self, bandwidth: RealArray) -> RealArray:
+        """Scale what is above the lower limits so that the budget is used as far as limits allow."""
+        link = self.link
+        share = np.clip(bandwidth, link.low, link.high)
+        over = share - link.low
+        spare = link.total - float(link.low.sum())
+        scaled: RealArray = np.minimum(link.low + over * (spare / max(float(over.sum()), 1e-300)), link.high)
+        return scaled
 
     def round(self) -> NDArray[np.bool_]:
         """Selection of the group at the present prices, (blocks, tokens, m); may miss a floor."""
