@@ -46,7 +46,7 @@ def ratio_certificate(problem: Problem, best: wo.Solution) -> Certificate:
     def at(ratio: np.ndarray) -> Certificate:
         first = np.maximum(floor.deadline, 0.0)
         last = np.maximum(top / ratio * (1 + 1e-9), first)
-        steps = np.linspace(0, 1, 40)
+        steps = np.linspace(0, 1, 20)
         grid = first[:, None] + (last - first)[:, None] * steps**2
         grid[:, -1] = last
         claim = {"weight": 1 / value, "ratio": ratio, "grid": grid}
