@@ -192,7 +192,7 @@ def certify_command(
 
 def _printable(line: str) -> str:
     """A line without control characters, its indent kept."""
-    return "  " * line.startswith("  ") + clean(line)
+    return line[: len(line) - len(line.lstrip(" "))] + " ".join(map(clean, line.lstrip(" ").split(" ")))
 
 
 @app.command("solvers")

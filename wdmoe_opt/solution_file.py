@@ -98,7 +98,8 @@ def _solution(arrays: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]) -
     scalars = {key: value.item() if value.ndim == 0 else value for key, value in given.items()}
     about = manifest["instance"]
     inst = Instance.from_arrays(**scalars, name=about["name"], provenance=about["provenance"])
-    problem = Problem(inst, **manifest["request"], **_under("request.", arrays))
+    request: dict[str, Any] = {**manifest["request"], **_under("request.", arrays)}
+    problem = Problem(inst, **request)
     keep = bandwidth = None
     if "keep" in arrays:
         keep = freeze(problem.checked_keep(arrays["keep"]).copy())

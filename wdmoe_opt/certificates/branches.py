@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wdmoe_opt.certificates.facts import BoolArray, Facts
     from wdmoe_opt.certificates.tree import Tree
     from wdmoe_opt.problem import Problem
+    from wdmoe_opt.validation import IntArray, RealArray
 
 
 def tree_verdict(problem: Problem, facts: Facts, certificate: Certificate) -> Verdict:
@@ -107,6 +108,7 @@ def one_block(facts: Facts, i: int) -> Facts:
         "count", "mean_floor", "token_floor", "usable", "awake", "light", "heavy", "least", "most", "low",
         "high", "snr_down", "snr_up", "after", "until",
     )  # fmt: skip
+    rows: dict[str, Any] = {name: getattr(facts, name)[part] for name in names}
     return replace(
         facts,
         pair=np.ascontiguousarray(facts.pair[:, part] - i * (facts.experts + 1)),
@@ -115,7 +117,7 @@ def one_block(facts: Facts, i: int) -> Facts:
         forced=None if facts.forced is None else facts.forced[:, part],
         link_time=None if facts.link_time is None else facts.link_time[part],
         loads=None if facts.loads is None else facts.loads[part],
-        **{name: getattr(facts, name)[part] for name in names},
+        **rows,
     )
 
 
@@ -160,16 +162,16 @@ def restricted(facts: Facts, tree: Tree, node: int) -> Facts:
 
 def _with_pairs(
     facts: Facts,
-    pair: np.ndarray,
+    pair: IntArray,
     forced: BoolArray,
     awake: BoolArray,
-    least: np.ndarray,
-    limit: np.ndarray,
-    after: np.ndarray,
-    until: np.ndarray,
+    least: RealArray,
+    limit: RealArray,
+    after: RealArray,
+    until: RealArray,
 ) -> Facts:
     """Facts with other pairs allowed, and what follows from them."""
-    limits = {"awake": awake, "least": least, "after": after, "until": until}
+    limits: dict[str, Any] = {"awake": awake, "least": least, "after": after, "until": until}
     if facts.loads is not None:
         return replace(facts, most=np.minimum(facts.most, limit), **limits)
     blocks, devices = facts.light.shape

@@ -20,7 +20,7 @@ from wdmoe_opt.errors import InputError
 if TYPE_CHECKING:
     from wdmoe_opt.certificates.certificate import Certificate
     from wdmoe_opt.certificates.devices import ActiveSets
-    from wdmoe_opt.certificates.facts import Facts
+    from wdmoe_opt.certificates.facts import BoolArray, Facts
     from wdmoe_opt.problem import Problem
     from wdmoe_opt.validation import RealArray
 
@@ -234,8 +234,8 @@ def deadline_margins(facts: Facts, certificate: Certificate) -> RealArray:
     margin = -scale
     # For a single set the stored tangent points are mostly good enough, for several they rarely are.
     several = terms.wake.shape[-1] > 1
-    for refine in (several, not several):
-        found = device_bound(facts, prices.device, terms, deadline, scale, limits=True, refine=refine)
+    for limits, refine in ((False, several), (True, several), (True, not several)):
+        found = device_bound(facts, prices.device, terms, deadline, scale, limits=limits, refine=refine)
         worth = np.minimum(worth, found)
         margin = _margin(prices.tokens, worth, budget)
         if (margin[deadline > 0] > 0).all():
@@ -304,13 +304,14 @@ def _grid_failures(facts: Facts, c: Certificate, prices: Prices, lowest: RealArr
     ]
 
 
-def _is_free(facts: Facts, c: Certificate, prices: Prices) -> RealArray:
+def _is_free(facts: Facts, c: Certificate, prices: Prices) -> BoolArray:
     """Blocks with the grid 0 alone, whose device part does not depend on it."""
     assert c.grid is not None
     assert c.offset is not None
     delayed = facts.delay[facts.hosts] + facts.activation > 0
     depends = ((facts.usable & delayed) | (prices.device.wake > 0)).any(axis=1)
-    return (c.grid[:, -1] == 0) & (c.offset == 0) & ~depends
+    free: BoolArray = (c.grid[:, -1] == 0) & (c.offset == 0) & ~depends
+    return free
 
 
 def _least_latencies(facts: Facts, c: Certificate, prices: Prices) -> RealArray:
@@ -356,4 +357,5 @@ def _piece_minimum(
         value = value + start - 32 * EPS * (np.where(np.isfinite(value), np.abs(value), 0.0) + wide)
     # No set of loads fits the piece at all, or a token has no option.
     value = np.where((at_left == -np.inf) | np.isposinf(tokens), np.inf, value)
-    return np.where(np.isnan(value), -np.inf, value)
+    safe: RealArray = np.where(np.isnan(value), -np.inf, value)
+    return safe

@@ -15,15 +15,17 @@ not fit the deadline, the prefix that is cut where it fills the time left bounds
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wdmoe_opt.certificates.facts import EPS
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from wdmoe_opt.certificates.facts import BoolArray, Facts
-    from wdmoe_opt.validation import RealArray
+    from wdmoe_opt.validation import IntArray, RealArray
 
 LN2 = float(np.log(2.0))
 #: Most Newton steps towards a better tangent point; a bound holds at any point.
@@ -138,7 +140,7 @@ class ActiveSets:
     wake: RealArray
     prefix_activation: RealArray | None = None
     prefix_wake: RealArray | None = None
-    length: RealArray | None = None
+    length: IntArray | None = None
 
     def cut(self, room: RealArray) -> tuple[RealArray, RealArray]:
         """Activation and price of the longest prefix, its last expert cut so that ``room`` is full.
@@ -156,7 +158,7 @@ class ActiveSets:
         activation = np.broadcast_to(self.prefix_activation, shape)
         wake = np.broadcast_to(self.prefix_wake, shape)
 
-        def take(array: RealArray, at: RealArray) -> RealArray:
+        def take(array: RealArray, at: IntArray) -> RealArray:
             return np.take_along_axis(array, at[..., None], axis=-1)[..., 0]
 
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -177,19 +179,20 @@ def active_sets(facts: Facts, wake: RealArray) -> ActiveSets:
     members = _members(facts.hosts, devices)
     pad = np.zeros((blocks, 1))
 
-    def per_device(array: RealArray) -> RealArray:
+    def per_device(array: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate([array, pad], axis=1)[:, members]
 
     free = per_device(optional * 1.0) > 0
     a, s = per_device(np.where(optional, activation, 0.0)), per_device(np.where(optional, wake, 0.0))
     base_a = per_device(np.where(facts.awake, activation, 0.0)).sum(axis=2)
     base_s = per_device(np.where(facts.awake, wake, 0.0)).sum(axis=2)
-    held = per_device(facts.awake * 1.0).any(axis=2)
+    held: BoolArray = np.any(per_device(facts.awake * 1.0), axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(a > 0, s / a, np.inf)
     order = np.argsort(-np.where(free, ratio, -np.inf), axis=2, kind="stable")
     a, s, free = (np.take_along_axis(array, order, axis=2) for array in (a, s, free))
     zero = np.zeros((blocks, devices, 1))
+    empty = np.ones(zero.shape, dtype=np.bool_)
     width = members.shape[1]
     prefix_a = (base_a[:, :, None] + np.concatenate([zero, np.cumsum(a, axis=2)], axis=2)) * (1 - width * EPS)
     prefix_s = (base_s[:, :, None] + np.concatenate([zero, np.cumsum(s, axis=2)], axis=2)) * (1 + width * EPS)
@@ -199,7 +202,7 @@ def active_sets(facts: Facts, wake: RealArray) -> ActiveSets:
     return ActiveSets(
         activation=np.where(exists, np.concatenate([prefix_a, a[:, :, 1:]], axis=2), np.inf),
         wake=np.where(exists, np.concatenate([prefix_s, s[:, :, 1:]], axis=2), -np.inf),
-        prefix_activation=np.where(np.concatenate([zero == 0, free], axis=2), prefix_a, np.inf),
+        prefix_activation=np.where(np.concatenate([empty, free], axis=2), prefix_a, np.inf),
         prefix_wake=prefix_s,
         length=free.sum(axis=2),
     )
@@ -221,7 +224,7 @@ def _one_set(facts: Facts, wake: RealArray, activation: RealArray) -> ActiveSets
     )
 
 
-def _members(hosts: RealArray, devices: int) -> RealArray:
+def _members(hosts: IntArray, devices: int) -> IntArray:
     """Experts of every device, (devices, width), filled up by the number of experts."""
     order = np.argsort(hosts, kind="stable")
     sizes = np.bincount(hosts, minlength=devices)
@@ -306,10 +309,11 @@ def device_bound(
     rays = [facts.light] if np.array_equal(facts.light, facts.heavy) else [facts.light, facts.heavy]
     best = np.full(room.shape[:-1], -np.inf)
     for compute in rays:
-        ray = _Ray(facts, prices, compute[:, :, None], room, wake, factor, refine=refine)
+        ray = _Ray(facts, prices, compute, room, wake, factor, refine=refine)
         best = np.maximum(best, ray.bound(limits=limits))
     idle = np.where((facts.least > 0) | _held(facts), -np.inf, -prices.bandwidth * facts.low * (1 - 4 * EPS))
-    return np.maximum(best, idle)
+    most: RealArray = np.maximum(best, idle)
+    return most
 
 
 def _held(facts: Facts) -> BoolArray:
@@ -335,10 +339,10 @@ class _Ray:
         refine: bool,
     ) -> None:
         self.facts, self.room, self.wake, self.scale = facts, room, wake, scale
-        send, work = prices.send[:, :, None], prices.work[:, :, None]
+        send, work, per_transfer = (a[:, :, None] for a in (prices.send, prices.work, compute))
         self.nu = prices.bandwidth[:, :, None]
         self.low, self.high = facts.low[:, :, None], facts.high[:, :, None]
-        worth = send + work * compute + 4 * EPS * (np.abs(send) + work * compute)
+        worth = send + work * per_transfer + 4 * EPS * (np.abs(send) + work * per_transfer)
         heavy = facts.heavy[:, :, None]
         most_worth = send + work * heavy + 4 * EPS * (np.abs(send) + work * heavy)
         self.worth = np.maximum(worth, 0.0)
@@ -357,11 +361,11 @@ class _Ray:
             if refine:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     wanted = self.nu / (self.worth * self.room)
-                points = best_points(facts, points, low, self.high, compute, wanted)
+                points = best_points(facts, points, low, self.high, compute[:, :, None], wanted)
         time, first, _ = link(facts, points)
-        self.tangent = Tangent.at(points, time, first, compute)
-        light = facts.light[:, :, None]
-        self.lightest = self.tangent if compute is light else Tangent.at(points, time, first, light)
+        self.tangent = self.lightest = Tangent.at(points, time, first, compute[:, :, None])
+        if compute is not facts.light:
+            self.lightest = Tangent.at(points, time, first, facts.light[:, :, None])
 
     def bound(self, *, limits: bool) -> RealArray:
         """Upper bound over all sets, (..., blocks, devices)."""
@@ -385,7 +389,7 @@ class _Ray:
         value: RealArray = self.base + load + extra - paid + 32 * EPS * size
         return value
 
-    def _capped(self, ends: list[tuple[RealArray, RealArray]], top: RealArray) -> RealArray:
+    def _capped(self, ends: list[tuple[RealArray, RealArray]], top: NDArray[np.intp]) -> RealArray:
         """With a mix of the load and its limit: ``min(load, limit) <= s load + (1 - s) limit``."""
         gain = self.worth * np.take_along_axis(self.room * self.tangent.slope, top, axis=-1)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -400,7 +404,7 @@ class _Ray:
             best = np.minimum(best, worst)
         return best
 
-    def _at_least(self, ends: list[tuple[RealArray, RealArray]], top: RealArray) -> RealArray:
+    def _at_least(self, ends: list[tuple[RealArray, RealArray]], top: NDArray[np.intp]) -> RealArray:
         """With a price on the transfers that a loaded device has at least: they need bandwidth."""
         slope = np.take_along_axis(self.room * self.lightest.slope, top, axis=-1)
         with np.errstate(divide="ignore", invalid="ignore"):

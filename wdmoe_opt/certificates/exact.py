@@ -447,8 +447,8 @@ def link_time(block: Block, k: int, b: Fraction) -> tuple[Span, Span] | None:
     inst = block.problem.instance
     zero = Span(Fraction(0), Fraction(0))
     if inst.token_time_link is not None:
-        time = float(inst.token_time_link[k])
-        return (Span(Fraction(time), Fraction(time)), zero) if isfinite(time) else None
+        known = float(inst.token_time_link[k])
+        return (Span(Fraction(known), Fraction(known)), zero) if isfinite(known) else None
     time, fall = zero, zero
     for bits, snr in _directions(block, k):
         if snr == 0 or b <= 0:

@@ -117,9 +117,11 @@ def _free(facts: Facts, cost: RealArray) -> RealArray:
     if facts.forced is not None:
         forced_cost = np.where(facts.forced, cost, optional).sum(axis=0)
         rest = np.where(facts.forced.any(axis=0), -np.inf, cost.min(axis=0))
-        return np.where(rest > 0, rest, forced_cost)
-    least = cost.min(axis=0)
-    return np.where(least > 0, least, optional.sum(axis=0))
+        total = forced_cost
+    else:
+        rest, total = cost.min(axis=0), optional.sum(axis=0)
+    least: RealArray = np.where(rest > 0, rest, total)
+    return least
 
 
 def device_of_pairs(facts: Facts) -> IntArray:
