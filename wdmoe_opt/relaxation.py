@@ -18,7 +18,7 @@ from wdmoe_opt.bandwidth import demands
 from wdmoe_opt.floors import fixed_link_times, usable
 from wdmoe_opt.kernels.ascent import ascend
 from wdmoe_opt.kernels.block_bandwidth import block_bandwidth, block_multipliers, soft_multipliers
-from wdmoe_opt.kernels.bounds import block_deadline, order_members, token_bound
+from wdmoe_opt.kernels.bounds import Limits, block_deadline, order_members, token_bound
 from wdmoe_opt.kernels.link import link_times
 from wdmoe_opt.kernels.price_newton import Link, Prices, first_retention_price, newton
 from wdmoe_opt.kernels.pricing import device_times
@@ -193,10 +193,19 @@ class Relaxation:
 
     @cached_property
     def wakes(self) -> NDArray[np.bool_]:
-        """Experts whose activation is priced: their device has several or it costs time."""
+        """Experts whose activation, or their device's delay, costs time, (blocks, experts)."""
         t = self.problem.tables
-        costly: NDArray[np.bool_] = (t.activation > 0) | (t.link_delay[t.expert_device] > 0)
-        return costly
+        costly = (t.activation > 0) | (t.link_delay[t.expert_device] > 0)
+        return np.broadcast_to(costly, (self.blocks, self.experts))
+
+    @cached_property
+    def limits(self) -> list[Limits]:
+        """Restrictions of every block; here, none."""
+        none = Limits(
+            np.zeros((0, 0), dtype=np.bool_), np.zeros(self.experts, dtype=np.bool_), np.zeros(self.devices),
+            np.zeros(self.devices, dtype=np.bool_), np.zeros(self.devices), np.full(self.devices, np.inf),
+        )  # fmt: skip
+        return [none] * self.blocks
 
     @cached_property
     def items(self) -> Items:
@@ -404,8 +413,8 @@ class Relaxation:
         surplus, value = np.empty((self.tokens, self.columns)), np.empty(self.experts)
         paid = token_bound(
             self.ids[i], self.share[i], hosts, quote.send[i], quote.second[i, hosts] * t.compute, t.by_device,
-            price, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE), self.problem.expert_cap, self.wakes,
-            surplus, value, np.empty((2, self.experts)), np.empty((2, self.experts)),
+            price, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE), self.problem.expert_cap, self.wakes[i],
+            self.limits[i].forced, surplus, value, np.empty((2, self.experts)), np.empty((2, self.experts)),
         )  # fmt: skip
         paid += price * float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE)
         order = order_members(hosts, t.activation, value, self.usable_experts[i], self.devices)
@@ -431,7 +440,7 @@ class Relaxation:
             proof.deadline[i] = block_deadline(
                 i, part.paid, quote.horizon[i], quote.send[i], quote.second[i], single[i], self.bound_link,
                 self.link_time, self.free, *part.order, t.activation, part.value, least[i], most[i],
-                PRECISION, points[i],
+                self.limits[i], PRECISION, points[i],
             )  # fmt: skip
         proof.points = np.exp(points)
         proof.bound = float(proof.deadline.sum())
@@ -460,7 +469,7 @@ class Relaxation:
             proof.bound += share_bound(
                 i, part.paid * scale[i], proof.offset[i], proof.grid[i], proof.send[i], proof.work[i],
                 proof.bandwidth[i], self.bound_link, *part.order, t.activation, proof.wake[i], least[i],
-                most[i], points[i],
+                most[i], self.limits[i], points[i],
             )  # fmt: skip
         proof.bound -= dearest(proof.bandwidth.sum(axis=0), self.bound_link)
         return proof if proof.bound > alone.bound else alone
@@ -567,11 +576,11 @@ class Relaxation:
             prices = np.array([retention[i] * scale, nu[i, 0]])
             row = second[i] * scale
             ascend(
-                self.ids[i], self.share[i], t.expert_device, t.compute, t.activation, self.wakes,
+                self.ids[i], self.share[i], t.expert_device, t.compute, t.activation, self.wakes[i],
                 self.usable_experts[i], t.by_device, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE),
                 self.problem.expert_cap, float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE),
                 self.bound_link, self.link_time, self.free, i, offset, grid, least[i], most[i],
-                float(target[i]), steps, seconds[i], row, prices, nu[i], points[i],
+                self.limits[i], float(target[i]), steps, seconds[i], row, prices, nu[i], points[i],
             )  # fmt: skip
             second[i], retention[i] = row / scale, prices[0] / scale
             single[i] = prices[1]

@@ -12,7 +12,7 @@ from math import exp, inf
 
 import numpy as np
 
-from wdmoe_opt.kernels.bounds import block_deadline, device_term, order_members, token_bound
+from wdmoe_opt.kernels.bounds import Limits, block_deadline, device_term, order_members, token_bound
 from wdmoe_opt.kernels.compiled import compiled
 from wdmoe_opt.kernels.price_newton import Link
 from wdmoe_opt.kernels.share_bound import share_minimum
@@ -46,6 +46,7 @@ def ascend(
     grid: np.ndarray,
     least: np.ndarray,
     most: np.ndarray,
+    limits: Limits,
     target: float,
     steps: int,
     seconds: np.ndarray,
@@ -94,23 +95,24 @@ def ascend(
         for e in range(experts):
             pair[e] = second[hosts[e]] * compute[e]
         paid = token_bound(
-            ids, share, hosts, send, pair, by_device, prices[0], floor, cap, wakes, surplus, value, used, kept
-        )
+            ids, share, hosts, send, pair, by_device, prices[0], floor, cap, wakes, limits.forced, surplus,
+            value, used, kept,
+        )  # fmt: skip
         paid += prices[0] * needed
         members, ends = order_members(hosts, activation, value, usable, devices)
         if grid.size == 0:
             bound = block_deadline(
                 i, paid, bound if bound > 0.0 else target, send, second, prices[1], link, link_time, free, members, ends, activation,
-                value, least, most, COARSE, points,
+                value, least, most, limits, COARSE, points,
             )  # fmt: skip
             _deadline_slope(
-                i, bound, prices, send, second, link, link_time, free, members, ends, activation, value, used,
-                kept, needed, least, most, points, slope,
+                hosts, i, bound, prices, send, second, link, link_time, free, members, ends, activation, value, used,
+                kept, needed, least, most, limits, points, slope,
             )  # fmt: skip
         else:
             bound = _share_slope(
-                i, paid, offset, grid, prices, send, second, nu, link, members, ends, activation, value, used,
-                kept, needed, least, most, points, slope,
+                hosts, i, paid, offset, grid, prices, send, second, nu, link, members, ends, activation, value, used,
+                kept, needed, least, most, limits, points, slope,
             )  # fmt: skip
         if bound > best * (1.0 + 1e-7) + 1e-300:
             best = bound
@@ -158,6 +160,7 @@ def _set_sums(
 
 @compiled
 def _deadline_slope(
+    hosts: np.ndarray,
     i: int,
     deadline: float,
     prices: np.ndarray,
@@ -175,6 +178,7 @@ def _deadline_slope(
     needed: float,
     least: np.ndarray,
     most: np.ndarray,
+    limits: Limits,
     points: np.ndarray,
     slope: np.ndarray,
 ) -> None:
@@ -183,20 +187,22 @@ def _deadline_slope(
     slope[devices] = needed
     slope[devices + 1] = -link.total
     pace = 0.0
+    slope[:devices] = 0.0
+    for e in range(limits.opened.size):
+        if limits.opened[e]:
+            slope[hosts[e]] += used[1, e]
+            slope[devices] -= kept[1, e]
     for k in range(devices):
-        slope[k] = 0.0
         own = members[ends[k] : ends[k + 1]]
-        if own.size == 0:
-            continue
-        time = deadline - link.delay[k]
+        time = deadline - link.delay[k] - limits.base[k]
         _, rate, n, where = device_term(
             k, i, time, 1.0, send[k], second[k], prices[1], link, link_time, free, own, activation, value,
-            least[k], most[k], points[k],
+            least[k], most[k], limits.held[k], limits.fewest[k], limits.largest[k], points[k],
         )  # fmt: skip
         awake, charged, held = _set_sums(n, own, activation, used, kept)
-        slope[k] = charged
+        slope[k] += charged
         slope[devices] -= held
-        if n >= 0:
+        if n != -1:
             slope[k] -= rate * max(time - awake, 0.0)
             slope[devices + 1] += exp(where)
             pace += rate
@@ -208,6 +214,7 @@ def _deadline_slope(
 
 @compiled
 def _share_slope(
+    hosts: np.ndarray,
     i: int,
     paid: float,
     offset: float,
@@ -226,6 +233,7 @@ def _share_slope(
     needed: float,
     least: np.ndarray,
     most: np.ndarray,
+    limits: Limits,
     points: np.ndarray,
     slope: np.ndarray,
 ) -> float:
@@ -237,20 +245,22 @@ def _share_slope(
     dummy = np.zeros((1, 1))
     for g in range(grid.size):
         x = grid[g]
+        for e in range(limits.opened.size):
+            if limits.opened[e]:
+                charge[g, hosts[e]] += used[1, e]
+                holding[g] += kept[1, e]
         for k in range(devices):
             own = members[ends[k] : ends[k + 1]]
-            if own.size == 0:
-                earned[g] -= nu[k] * link.low[k]
-                continue
-            time = 1.0 + (offset - link.delay[k]) * x
+            time = 1.0 + (offset - link.delay[k] - limits.base[k]) * x
             term, rate, n, points[k] = device_term(
                 k, i, time, x, send[k], second[k], nu[k], link, dummy, True, own, activation, value, least[k],
-                most[k], points[k],
+                most[k], limits.held[k], 0.0, inf, points[k],
             )  # fmt: skip
             earned[g] += term
-            awake, charge[g, k], held = _set_sums(n, own, activation, used, kept)
+            awake, charged, held = _set_sums(n, own, activation, used, kept)
+            charge[g, k] += charged
             holding[g] += held
-            if n >= 0:
+            if n != -1:
                 capacity[g, k] = rate * max(time - x * awake, 0.0)
     bound, x, g = share_minimum(paid, offset, grid, earned)
     part = 0.0

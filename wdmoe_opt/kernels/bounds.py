@@ -9,11 +9,12 @@ bounds are recomputed by the certificate's check before anybody is told of them.
 from __future__ import annotations
 
 from math import exp, inf, log
+from typing import NamedTuple
 
 import numpy as np
 
 from wdmoe_opt.kernels.compiled import compiled
-from wdmoe_opt.kernels.link import log_time_terms
+from wdmoe_opt.kernels.link import bandwidth_for_excess, floor_time, log_time_terms
 from wdmoe_opt.kernels.price_newton import Link
 
 #: Newton steps for the best bandwidth of a device term; concave, so few are needed.
@@ -22,6 +23,31 @@ POINT_STEPS = 30
 DEEPEST = 40.0
 #: By how much a deadline must be out of reach, relative to what is paid: the check rounds outward.
 MARGIN = 1e-10
+
+
+class Limits(NamedTuple):
+    """What a block's selections are restricted to, beyond the candidates; see `Relaxation.limits`.
+
+    Attributes
+    ----------
+    forced : bool array (tokens, m), or (0, 0)
+        Pairs that must be kept.
+    opened : bool array (experts,)
+        Experts that must be active; they are no members of a device's choice.
+    base : float array (devices,), s
+        Activation time of those.
+    held : bool array (devices,)
+        Devices with such experts.
+    fewest, largest : float array (devices,)
+        Limits of the transfers to a device, 0 and inf where there are none.
+    """
+
+    forced: np.ndarray
+    opened: np.ndarray
+    base: np.ndarray
+    held: np.ndarray
+    fewest: np.ndarray
+    largest: np.ndarray
 
 
 @compiled
@@ -36,6 +62,7 @@ def token_bound(
     floor: float,
     cap: int,
     wakes: np.ndarray,
+    forced: np.ndarray,
     surplus: np.ndarray,
     value: np.ndarray,
     used: np.ndarray,
@@ -62,7 +89,9 @@ def token_bound(
     cap : int
         Most experts of a token.
     wakes : bool array (experts,)
-        Which experts cost activation.
+        Which experts cost activation that is not paid anyhow.
+    forced : bool array (tokens, m), or (0, 0)
+        Pairs that must be kept.
     surplus : float array (tokens, m), filled
     value : float array (experts,), filled
     used, kept : float arrays (2, experts), filled
@@ -80,6 +109,7 @@ def token_bound(
     used[:, :] = 0.0
     kept[:, :] = 0.0
     cost = np.empty(columns)
+    must = np.zeros(columns, dtype=np.bool_)
     for j in range(tokens):
         price = mu
         if floor > 0.0:
@@ -87,35 +117,38 @@ def token_bound(
             price += bid
             total += bid * floor
         best, cheapest = inf, -1
-        count = 0
+        count, fixed = 0, 0
         for c in range(columns):
             surplus[j, c] = 0.0
             cost[c] = inf
             e = ids[j, c]
             if e < 0:
                 continue
+            if forced.size > 0:
+                must[c] = forced[j, c]
+                fixed += must[c]
             cost[c] = pair[e] + send[hosts[e]] - price * share[j, c]
             if cost[c] < best:
                 best, cheapest = cost[c], c
-            count += cost[c] < 0.0
+            count += cost[c] < 0.0 and not must[c]
         if by_device:
-            best = _spread_transfers(ids, share, hosts, send, pair, price, j, cost)
-        elif count > cap:
-            total += _crowd_out(cost, cap)
-        if best >= 0.0:
+            best = _spread_transfers(ids, share, hosts, send, pair, price, j, must, cost)
+        elif count > cap - fixed:
+            total += _crowd_out(cost, must, cap - fixed)
+        if fixed == 0 and best >= 0.0:
             total += best
             if cheapest >= 0:
                 e = ids[j, cheapest]
                 used[1, e] += best + price * share[j, cheapest]
                 kept[1, e] += share[j, cheapest]
         for c in range(columns):
-            if not cost[c] < 0.0:
+            if cost[c] == inf or not (cost[c] < 0.0 or must[c]):
                 continue
             e = ids[j, c]
-            row = 0 if wakes[e] else 1
+            row = 0 if wakes[e] and not must[c] else 1
             used[row, e] += cost[c] + price * share[j, c]
             kept[row, e] += share[j, c]
-            if wakes[e]:
+            if row == 0:
                 surplus[j, c] = -cost[c]
                 value[e] -= cost[c]
             else:
@@ -132,6 +165,7 @@ def _spread_transfers(
     pair: np.ndarray,
     mu: float,
     j: int,
+    must: np.ndarray,
     cost: np.ndarray,
 ) -> float:
     """Charge a device's one transfer to the token's pairs on it; return the least cost of any option.
@@ -144,14 +178,20 @@ def _spread_transfers(
         if ids[j, c] < 0:
             continue
         k = hosts[ids[j, c]]
-        worth, least = 0.0, inf
+        worth, least, first = 0.0, inf, -1
         for q in range(ids.shape[1]):
             if ids[j, q] >= 0 and hosts[ids[j, q]] == k:
                 net = pair[ids[j, q]] - mu * share[j, q]
                 worth += max(-net, 0.0)
                 least = min(least, net)
-        best = min(best, send[k] + (least if worth <= 0.0 else -worth))
+                if must[q] and first < 0:
+                    first = q
         net = pair[ids[j, c]] - mu * share[j, c]
+        if first >= 0:
+            # The device gets the token anyhow: its first forced pair pays the transfer.
+            cost[c] = net + (send[k] if c == first else 0.0)
+            continue
+        best = min(best, send[k] + (least if worth <= 0.0 else -worth))
         cost[c] = max(net, 0.0)
         if net < 0.0 and worth > send[k]:
             cost[c] = net * (1.0 - send[k] / worth)
@@ -159,13 +199,14 @@ def _spread_transfers(
 
 
 @compiled
-def _crowd_out(cost: np.ndarray, cap: int) -> float:
-    """Raise negative costs by a fee that leaves at most ``cap`` of them; return what the fee pays back."""
-    order = np.sort(cost)
-    fee = -order[cap]
+def _crowd_out(cost: np.ndarray, must: np.ndarray, cap: int) -> float:
+    """Raise free negative costs by a fee that leaves at most ``cap`` of them; return what the fee pays back."""
+    order = np.sort(cost[~must])
+    fee = -order[max(cap, 0)]
     for c in range(cost.size):
-        cost[c] += fee
-    return -fee * cap
+        if not must[c]:
+            cost[c] += fee
+    return -fee * max(cap, 0)
 
 
 @compiled
@@ -268,6 +309,9 @@ def device_term(
     value: np.ndarray,
     least: float,
     most: float,
+    held: bool,
+    fewest: float,
+    largest: float,
     point: float,
 ) -> tuple[float, float, int, float]:
     """Most that device ``k`` can earn in ``seconds``, less the price of its bandwidth.
@@ -287,53 +331,69 @@ def device_term(
         What being active earns.
     least, most : float, s
         Least and largest compute time of a transfer.
+    held : bool
+        Whether some expert beyond ``members`` is active anyhow, its time taken off ``seconds``.
+    fewest, largest : float
+        Limits of its transfers, 0 and inf if there are none.
     point : float
         ln of the bandwidth to start from.
 
     Returns
     -------
     term, rate, chosen, point : float, float, int, float
-        Value; its derivative in the seconds; the best set (-1 if none, below the number of members a
-        single one, above that the first ``chosen - members + 2``); ln of its bandwidth.
+        Value; its derivative in the seconds; the best set (-2: nobody further, -1: the device idles,
+        below the number of members a single one, above that the first ``chosen - members + 2``); ln of
+        its bandwidth. The value is -inf if the device cannot do what it must.
     """
-    best = -nu * link.low[k]
+    best = -inf if held or fewest > 0.0 else -nu * link.low[k]
     rate, chosen, where = 0.0, -1, point
     size = members.size
+    if size == 0 and not held:
+        return best, rate, chosen, where
     # What a device earns with tokens in so many seconds is convex in them: below its chord.
-    first = seconds - scale * activation[members].min()
-    last = max(seconds - scale * activation[members].sum(), 0.0)
+    first, last = seconds, seconds
+    if size > 0:
+        last -= scale * activation[members].sum()
+        if not held:
+            first -= scale * activation[members].min()
     if first < 0.0 and scale == 1.0:
         return best, rate, chosen, where
-    first = max(first, 0.0)
+    first, last = max(first, 0.0), max(last, 0.0)
+    limited = fewest > 0.0 or largest < inf
     at_last, pace, where = _earned(
-        k, i, last, send, work, nu, link, link_time, free, least, most, point
+        k, i, last, send, work, nu, link, link_time, free, least, most, fewest, largest, point
     )
     at_first = at_last
-    if first > last:
-        at_first, _, _ = _earned(k, i, first, send, work, nu, link, link_time, free, least, most, where)
+    if first > last and not limited:
+        at_first, _, _ = _earned(
+            k, i, first, send, work, nu, link, link_time, free, least, most, fewest, largest, where
+        )
     known, known_pace, known_where = last, pace, where
-    for n in range(2 * size - 2, -1, -1):
-        # Sets of two and more, the largest first; then singles.
+    for n in range(2 * size - 2, -3 if held else -1, -1):
+        # Sets of two and more, the largest first; then singles, and nobody where that is possible.
+        if n == -1:
+            continue
         awake, earned = _set_value(n, members, activation, value)
         left = seconds - scale * awake
         if left < 0.0:
             if scale == 1.0:
                 continue  # cannot be active by the deadline
             left = 0.0
-        chord = at_last
-        if first > last:
-            chord += (at_first - at_last) * (left - last) / (first - last)
-        if chord + scale * earned <= best:
-            continue
+        if not limited:
+            chord = at_last
+            if first > last:
+                chord += (at_first - at_last) * (left - last) / (first - last)
+            if chord + scale * earned <= best:
+                continue
         term, pace, where = at_last, known_pace, known_where
         if left != known:
             term, pace, where = _earned(
-                k, i, left, send, work, nu, link, link_time, free, least, most, known_where
+                k, i, left, send, work, nu, link, link_time, free, least, most, fewest, largest, known_where
             )
         if term + scale * earned > best:
             best, rate, chosen, point = term + scale * earned, pace, n, where
     where = point
-    if size > 1 and scale == 1.0:
+    if size > 1 and scale == 1.0 and fewest <= 0.0:
         packed = _packed(seconds, scale, members, activation, value) - nu * link.low[k]
         if packed > best:
             best, rate, chosen = packed, 0.0, 2 * size - 2
@@ -353,31 +413,63 @@ def _earned(
     free: bool,
     least: float,
     most: float,
+    fewest: float,
+    largest: float,
     point: float,
 ) -> tuple[float, float, float]:
     """Most that tokens earn in ``left`` seconds less the bandwidth; earnings per second; ln bandwidth."""
     best, pace, where = -inf, 0.0, point
+    ceiling = (send + work * most) * largest if largest < inf else inf
+    down, up = link.c_down[i, k], link.c_up[i, k]
+    low, high = link.low[k], min(link.high[k], link.total)
+    if fewest > 0.0:
+        if not free:
+            if left < fewest * (link_time[i, k] + least) * (1.0 - 1e-9):
+                return -inf, 0.0, point
+        else:
+            needed = _bandwidth_for(left / fewest - least, link.bits_down, down, link.bits_up, up, high)
+            if needed > high * (1.0 + 1e-9):
+                return -inf, 0.0, point
+            low = min(max(low, needed * (1.0 - 1e-9)), high)
     for ray in range(1 if least == most else 2):
         c = most if ray else least
         if free:
-            term, u = best_point(
-                (send + work * c) * left, c, nu, link.bits_down, link.c_down[i, k], link.bits_up,
-                link.c_up[i, k], link.low[k], min(link.high[k], link.total), point,
-            )  # fmt: skip
+            weight = (send + work * c) * left
+            term, u = best_point(weight, c, nu, link.bits_down, down, link.bits_up, up, low, high, point)
             earned = (term + nu * exp(u)) / left if left > 0.0 else 0.0
+            if earned * left > ceiling:
+                b = _bandwidth_for(weight / ceiling - c, link.bits_down, down, link.bits_up, up, high)
+                b = min(max(b, low), high)
+                term, earned, u = ceiling - nu * b, 0.0, log(max(b, 1e-300))
         else:
             earned, u = (send + work * c) / (link_time[i, k] + c), point
             term = earned * left
+            if term > ceiling:
+                term, earned = ceiling, 0.0
         if term > best:
             best, pace, where = term, earned, u
     return best, pace, where
 
 
 @compiled
+def _bandwidth_for(
+    time: float, bits_down: float, c_down: float, bits_up: float, c_up: float, high: float
+) -> float:
+    """Bandwidth at which a transfer is ``time`` on air; inf if none is enough."""
+    target = time - floor_time(bits_down, c_down, bits_up, c_up)
+    if not target > 0.0:
+        return inf
+    b, _ = bandwidth_for_excess(target, high, bits_down, c_down, bits_up, c_up)
+    return float(b)
+
+
+@compiled
 def _set_value(
     n: int, members: np.ndarray, activation: np.ndarray, value: np.ndarray
 ) -> tuple[float, float]:
-    """Activation time and value of set ``n``: one member, or from ``members.size`` on the first few."""
+    """Activation time and value of set ``n``: nobody, one member, or from ``members.size`` on the first few."""
+    if n < 0:
+        return 0.0, 0.0
     if n < members.size:
         return activation[members[n]], value[members[n]]
     awake, earned = 0.0, 0.0
@@ -448,6 +540,7 @@ def block_deadline(
     value: np.ndarray,
     least: np.ndarray,
     most: np.ndarray,
+    limits: Limits,
     precision: float,
     points: np.ndarray,
 ) -> float:
@@ -462,7 +555,7 @@ def block_deadline(
     for _ in range(80):
         excess, slope = _unpaid(
             i, deadline, paid, send, work, nu, link, link_time, free, members, ends, activation, value, least,
-            most, points,
+            most, limits, points,
         )  # fmt: skip
         if excess > margin:
             below = deadline
@@ -499,18 +592,17 @@ def _unpaid(
     value: np.ndarray,
     least: np.ndarray,
     most: np.ndarray,
+    limits: Limits,
     points: np.ndarray,
 ) -> tuple[float, float]:
     """What tokens pay beyond all that devices can earn by the deadline, and how fast that falls with it."""
     excess = paid - nu * link.total
     slope = 0.0
     for k in range(send.size):
-        if ends[k] == ends[k + 1]:
-            excess += nu * link.low[k]
-            continue
         term, rate, _, points[k] = device_term(
-            k, i, deadline - link.delay[k], 1.0, send[k], work[k], nu, link, link_time, free,
-            members[ends[k] : ends[k + 1]], activation, value, least[k], most[k], points[k],
+            k, i, deadline - link.delay[k] - limits.base[k], 1.0, send[k], work[k], nu, link, link_time, free,
+            members[ends[k] : ends[k + 1]], activation, value, least[k], most[k], limits.held[k],
+            limits.fewest[k], limits.largest[k], points[k],
         )  # fmt: skip
         excess -= term
         slope += rate

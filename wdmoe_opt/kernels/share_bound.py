@@ -12,7 +12,7 @@ from math import inf, sqrt
 
 import numpy as np
 
-from wdmoe_opt.kernels.bounds import device_term
+from wdmoe_opt.kernels.bounds import Limits, device_term
 from wdmoe_opt.kernels.compiled import compiled
 from wdmoe_opt.kernels.price_newton import Link
 
@@ -33,6 +33,7 @@ def share_bound(
     value: np.ndarray,
     least: np.ndarray,
     most: np.ndarray,
+    limits: Limits,
     points: np.ndarray,
 ) -> float:
     """Bound on T plus the sum of nu_k b_k of block ``i``.
@@ -53,12 +54,11 @@ def share_bound(
     for g in range(grid.size):
         x = grid[g]
         for k in range(send.size):
-            if ends[k] == ends[k + 1]:
-                earned[g] -= nu[k] * link.low[k]
-                continue
+            # Limits of transfers are left out: they would break convexity in x.
             term, _, _, where = device_term(
-                k, i, 1.0 + (offset - link.delay[k]) * x, x, send[k], work[k], nu[k], link, dummy, True,
-                members[ends[k] : ends[k + 1]], activation, value, least[k], most[k], points[k],
+                k, i, 1.0 + (offset - link.delay[k] - limits.base[k]) * x, x, send[k], work[k], nu[k], link,
+                dummy, True, members[ends[k] : ends[k + 1]], activation, value, least[k], most[k],
+                limits.held[k], 0.0, inf, points[k],
             )  # fmt: skip
             earned[g] += term
             points[k] = where
