@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LN2 = float(np.log(2.0))
 #: Most Newton steps towards a better tangent point; a bound holds at any point.
-STEPS = 6
+STEPS = 4
 
 
 @dataclass(frozen=True, eq=False)
