@@ -180,6 +180,9 @@ class Relaxation:
         self.link_time = np.ascontiguousarray(np.broadcast_to(self.link_time, (self.blocks, self.devices)))
         self.loads = np.empty((self.blocks, self.devices))
         self.best: Proof | None = None
+        #: About the relaxed solution, after an ascent.
+        self.mean = np.zeros(self.ids.shape)
+        self.awake = np.zeros((self.blocks, self.experts))
 
     # ------------------------------------------------------------------ facts
 

@@ -71,11 +71,12 @@ def test_ratio_per_block_is_bounded_from_above(start: int) -> None:
             continue
         problem, best = found
         c = ratio_certificate(problem, best)
-        bound, exact = recompute(problem, c), inspect_exactly(problem, c).bound
+        bound = recompute(problem, c)
         assert bound >= best.objective * (1 - 1e-12)
-        assert exact >= best.objective * (1 - 1e-12)
-        assert exact <= bound
-        assert not np.isfinite(bound) or exact == pytest.approx(bound, rel=1e-9)
+        if seed % 4 == 0:
+            exact = inspect_exactly(problem, c).bound
+            assert best.objective * (1 - 1e-12) <= exact <= bound
+            assert not np.isfinite(bound) or exact == pytest.approx(bound, rel=1e-9)
         loose.append(bound / best.objective - 1)
         count += 1
     assert count > 4
@@ -89,7 +90,7 @@ def test_ratio_per_token_is_bounded_from_above(seed: int) -> None:
         return
     problem, best = found
     bounds = []
-    top = best.objective * np.r_[0.0, np.geomspace(1e-3, 10, 20)]
+    top = best.objective * np.r_[0.0, np.geomspace(1e-3, 10, 6)]
     for mu in top:
         c = Certificate(form="token-ratio", retention=np.full(problem.instance.blocks, mu))
         bound, exact = recompute(problem, c), inspect_exactly(problem, c).bound

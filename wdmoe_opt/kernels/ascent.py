@@ -21,6 +21,8 @@ from wdmoe_opt.kernels.share_bound import share_minimum
 PATIENCE, FIRST_LENGTH, LAST_LENGTH = 6, 1.0, 0.02
 #: Relative precision of deadlines on the way.
 COARSE = 1e-6
+#: Least weight of a step in the mean selection.
+RECENT = 0.1
 #: Largest step of the logarithm of a price.
 MOVE = 0.3
 
@@ -54,6 +56,8 @@ def ascend(
     prices: np.ndarray,
     nu: np.ndarray,
     points: np.ndarray,
+    mean: np.ndarray,
+    awake: np.ndarray,
 ) -> float:
     """Raise the bound of block ``i`` alone, or of its share (fixed bandwidth prices).
 
@@ -74,6 +78,9 @@ def ascend(
         Bandwidth prices of the shared form.
     points : float array (devices,), updated
         ln of bandwidths.
+    mean, awake : float arrays (tokens, m), (experts,), filled
+        How often pairs were kept and experts active on the way, late steps counting more: about the
+        relaxed solution.
 
     Returns
     -------
@@ -89,14 +96,17 @@ def ascend(
     best_second, best_prices = second.copy(), prices.copy()
     length, stale = FIRST_LENGTH, 0
     pair, send = np.empty(experts), np.empty(devices)
-    for _ in range(steps):
+    picked, chosen = np.empty(ids.shape, dtype=np.int8), np.empty(experts)
+    mean[:, :] = 0.0
+    awake[:] = 0.0
+    for step in range(steps):
         for k in range(devices):
             send[k] = seconds[k] * second[k]
         for e in range(experts):
             pair[e] = second[hosts[e]] * compute[e]
         paid = token_bound(
             ids, share, hosts, send, pair, by_device, prices[0], floor, cap, wakes, limits.forced, surplus,
-            value, used, kept,
+            value, used, kept, picked,
         )  # fmt: skip
         paid += prices[0] * needed
         members, ends = order_members(hosts, activation, value, usable, devices)
@@ -107,13 +117,24 @@ def ascend(
             )  # fmt: skip
             _deadline_slope(
                 hosts, i, bound, prices, send, second, link, link_time, free, members, ends, activation, value, used,
-                kept, needed, least, most, limits, points, slope,
+                kept, needed, least, most, limits, points, slope, chosen,
             )  # fmt: skip
         else:
             bound = _share_slope(
                 hosts, i, paid, offset, grid, prices, send, second, nu, link, members, ends, activation, value, used,
-                kept, needed, least, most, limits, points, slope,
+                kept, needed, least, most, limits, points, slope, chosen,
             )  # fmt: skip
+        weight = max(1.0 / (step + 1.0), RECENT)
+        for e in range(experts):
+            awake[e] += weight * (chosen[e] - awake[e])
+        for j in range(ids.shape[0]):
+            for c in range(ids.shape[1]):
+                here = 1.0 if picked[j, c] == 2 else 0.0
+                if picked[j, c] == 1:
+                    here = chosen[ids[j, c]]
+                mean[j, c] += weight * (here - mean[j, c])
+        if bound >= target:
+            return bound
         if bound > best * (1.0 + 1e-7) + 1e-300:
             best = bound
             best_second[:], best_prices[:] = second, prices
@@ -131,31 +152,37 @@ def ascend(
             norm += slope[r] * slope[r]
         if not (norm > 0.0 and norm < inf):
             break
-        step = length * max(target - bound, 1e-6 * target) / norm
+        size = length * max(target - bound, 1e-6 * target) / norm
         for k in range(devices):
-            second[k] *= exp(min(max(step * slope[k], -MOVE), MOVE))
+            second[k] *= exp(min(max(size * slope[k], -MOVE), MOVE))
         for r in range(2):
-            prices[r] *= exp(min(max(step * slope[devices + r], -MOVE), MOVE))
+            prices[r] *= exp(min(max(size * slope[devices + r], -MOVE), MOVE))
     second[:], prices[:] = best_second, best_prices
     return best
 
 
 @compiled
 def _set_sums(
-    n: int, members: np.ndarray, activation: np.ndarray, used: np.ndarray, kept: np.ndarray
+    n: int,
+    members: np.ndarray,
+    value: np.ndarray,
+    used: np.ndarray,
+    kept: np.ndarray,
+    weight: float,
+    chosen: np.ndarray,
 ) -> tuple[float, float, float]:
-    """Activation time of a chosen set, and what its tokens are charged and keep."""
-    awake, charged, held = 0.0, 0.0, 0.0
+    """Value of a chosen set, what its tokens are charged, and what they keep; marks it in ``chosen``."""
+    earned, charged, held = 0.0, 0.0, 0.0
     for r in range(members.size):
         e = members[r]
-        chosen = r == n if n < members.size else r <= n - members.size + 1
-        if chosen:
-            awake += activation[e]
+        if r == n if n < members.size else r <= n - members.size + 1:
+            earned += value[e]
             charged += used[0, e]
             held += kept[0, e]
+            chosen[e] += weight
         charged += used[1, e]
         held += kept[1, e]
-    return awake, charged, held
+    return earned, charged, held
 
 
 @compiled
@@ -181,6 +208,7 @@ def _deadline_slope(
     limits: Limits,
     points: np.ndarray,
     slope: np.ndarray,
+    chosen: np.ndarray,
 ) -> None:
     """Fill d deadline / d ln (device seconds, retention, bandwidth), by the implicit function theorem."""
     devices = second.size
@@ -189,21 +217,22 @@ def _deadline_slope(
     pace = 0.0
     slope[:devices] = 0.0
     for e in range(limits.opened.size):
+        chosen[e] = 1.0 if limits.opened[e] else 0.0
         if limits.opened[e]:
             slope[hosts[e]] += used[1, e]
             slope[devices] -= kept[1, e]
     for k in range(devices):
         own = members[ends[k] : ends[k + 1]]
         time = deadline - link.delay[k] - limits.base[k]
-        _, rate, n, where = device_term(
+        term, rate, n, where = device_term(
             k, i, time, 1.0, send[k], second[k], prices[1], link, link_time, free, own, activation, value,
             least[k], most[k], limits.held[k], limits.fewest[k], limits.largest[k], points[k],
         )  # fmt: skip
-        awake, charged, held = _set_sums(n, own, activation, used, kept)
+        earned, charged, held = _set_sums(n, own, value, used, kept, 1.0, chosen)
         slope[k] += charged
         slope[devices] -= held
         if n != -1:
-            slope[k] -= rate * max(time - awake, 0.0)
+            slope[k] -= term + prices[1] * exp(where) - earned
             slope[devices + 1] += exp(where)
             pace += rate
     slope[devices] *= prices[0]
@@ -236,12 +265,14 @@ def _share_slope(
     limits: Limits,
     points: np.ndarray,
     slope: np.ndarray,
+    chosen: np.ndarray,
 ) -> float:
     """Bound of the shared form, and fill its slopes at the x that decides it."""
     devices = second.size
     earned = np.zeros(grid.size)
     charge, capacity = np.zeros((grid.size, devices)), np.zeros((grid.size, devices))
     holding = np.zeros(grid.size)
+    sets = np.empty((grid.size, devices), dtype=np.int64)
     dummy = np.zeros((1, 1))
     for g in range(grid.size):
         x = grid[g]
@@ -257,16 +288,23 @@ def _share_slope(
                 most[k], limits.held[k], 0.0, inf, points[k],
             )  # fmt: skip
             earned[g] += term
-            awake, charged, held = _set_sums(n, own, activation, used, kept)
+            sets[g, k] = n
+            value_sum, charged, held = _set_sums(n, own, value, used, kept, 0.0, chosen)
             charge[g, k] += charged
             holding[g] += held
             if n != -1:
-                capacity[g, k] = rate * max(time - x * awake, 0.0)
+                capacity[g, k] = term + nu[k] * exp(points[k]) - x * value_sum
     bound, x, g = share_minimum(paid, offset, grid, earned)
     part = 0.0
     h = min(g + 1, grid.size - 1)
     if h > g:
         part = (x - grid[g]) / (grid[h] - grid[g])
+    for e in range(limits.opened.size):
+        chosen[e] = 1.0 if limits.opened[e] else 0.0
+    for k in range(devices):
+        own = members[ends[k] : ends[k + 1]]
+        _set_sums(sets[g, k], own, value, used, kept, 1.0 - part, chosen)
+        _set_sums(sets[h, k], own, value, used, kept, part, chosen)
     # Charges of active experts count x times wherever the deciding set holds them.
     slope[devices] = needed * x - (1.0 - part) * grid[g] * holding[g] - part * grid[h] * holding[h]
     slope[devices] *= prices[0]

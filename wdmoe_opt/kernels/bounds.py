@@ -67,6 +67,7 @@ def token_bound(
     value: np.ndarray,
     used: np.ndarray,
     kept: np.ndarray,
+    picked: np.ndarray,
 ) -> float:
     """Least that the tokens of a block pay at given prices, their retention priced at mu.
 
@@ -97,6 +98,8 @@ def token_bound(
     used, kept : float arrays (2, experts), filled
         What the experts' tokens are charged, and the retention they get: row 0 if the expert is active,
         row 1 whether it is or not.
+    picked : int8 array (tokens, m), filled
+        1 for pairs that are kept if their expert is active, 2 for those kept anyhow.
 
     Returns
     -------
@@ -108,6 +111,7 @@ def token_bound(
     value[:] = 0.0
     used[:, :] = 0.0
     kept[:, :] = 0.0
+    picked[:, :] = 0
     cost = np.empty(columns)
     must = np.zeros(columns, dtype=np.bool_)
     for j in range(tokens):
@@ -141,6 +145,7 @@ def token_bound(
                 e = ids[j, cheapest]
                 used[1, e] += best + price * share[j, cheapest]
                 kept[1, e] += share[j, cheapest]
+                picked[j, cheapest] = 2
         for c in range(columns):
             if cost[c] == inf or not (cost[c] < 0.0 or must[c]):
                 continue
@@ -148,6 +153,7 @@ def token_bound(
             row = 0 if wakes[e] and not must[c] else 1
             used[row, e] += cost[c] + price * share[j, c]
             kept[row, e] += share[j, c]
+            picked[j, c] = row + 1
             if row == 0:
                 surplus[j, c] = -cost[c]
                 value[e] -= cost[c]
