@@ -395,6 +395,14 @@ for _info in (
         objectives=("latency",),
     ),
     SolverInfo(
+        "exact",
+        "branch and bound over the relaxation of certified, with a checked bound at any time",
+        "wdmoe_opt.solvers.exact:exact",
+        honours_floors=True,
+        bound="certified",
+        objectives=("latency",),
+    ),
+    SolverInfo(
         "enumerate",
         "exact oracle for tiny instances: every distinct load vector",
         "wdmoe_opt.solvers.enumerate:enumerate_loads",

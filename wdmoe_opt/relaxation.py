@@ -89,6 +89,7 @@ class Proof:
     deadline: RealArray
     offset: RealArray
     grid: RealArray
+    horizon: RealArray
     form: Literal["deadline", "shared"] = "deadline"
     floor: Proof | None = None
 
@@ -101,7 +102,8 @@ def join(proofs: list[Proof]) -> Proof:
     """Proofs of form "deadline" of single groups as one of all."""
     parts = {
         name: np.concatenate([getattr(proof, name) for proof in proofs])
-        for name in ("send", "work", "wake", "retention", "bandwidth", "points", "deadline", "offset", "grid")
+        for name in ("send", "work", "wake", "retention", "bandwidth", "points", "deadline", "offset", "grid",
+                     "horizon")
     }
     share = None
     sizes = [proof.share.shape for proof in proofs if proof.share is not None]
@@ -135,6 +137,26 @@ class Quote:
     bandwidth: RealArray
     points: RealArray
     horizon: RealArray
+
+
+@dataclass(frozen=True, eq=False)
+class Restriction:
+    """What a block's selections are restricted to in a branch.
+
+    Attributes
+    ----------
+    state : int8 array (tokens, m)
+        1 for pairs that are kept, -1 for those that are not.
+    experts : int8 array (experts,)
+        1 for experts that are active, -1 for those that are not.
+    fewest, largest : float arrays (devices,)
+        Limits of the transfers to a device.
+    """
+
+    state: NDArray[np.int8]
+    experts: NDArray[np.int8]
+    fewest: RealArray
+    largest: RealArray
 
 
 class _TokenPart(NamedTuple):
@@ -252,18 +274,19 @@ class Relaxation:
             np.maximum.at(most[i], t.expert_device[able], t.compute[able])
         least[~np.isfinite(least)] = 0.0
         if t.by_device:
-            most *= self._most_together()
+            most = self._most_work()
         return least, most
 
-    def _most_together(self) -> RealArray:
-        """Largest number of experts that a token can have on one device, (blocks, devices)."""
+    def _most_work(self) -> RealArray:
+        """Largest compute time that one token can bring to a device, s (blocks, devices)."""
         t = self.problem.tables
         there = self.ids >= 0
-        device = t.expert_device[np.maximum(self.ids, 0)]
-        most = np.ones((self.blocks, self.devices))
+        device = np.where(there, t.expert_device[np.maximum(self.ids, 0)], -1)
+        work = np.where(there, t.compute[np.maximum(self.ids, 0)], 0.0)
+        most = np.empty((self.blocks, self.devices))
         for k in range(self.devices):
-            most[:, k] = np.maximum(((device == k) & there).sum(axis=2).max(axis=1), 1)
-        return np.minimum(most, self.problem.expert_cap)
+            most[:, k] = np.where(device == k, work, 0.0).sum(axis=2).max(axis=1) * (1 + 1e-12)
+        return most
 
     @cached_property
     def usable_experts(self) -> NDArray[np.bool_]:
@@ -272,6 +295,34 @@ class Relaxation:
         for i in range(self.blocks):
             found[i, self.ids[i][self.ids[i] >= 0]] = True
         return found
+
+    @cached_property
+    def choosable(self) -> NDArray[np.bool_]:
+        """Usable experts that need not be active, (blocks, experts)."""
+        return self.usable_experts & ~np.stack([limits.opened for limits in self.limits])
+
+    def restricted(self, parts: list[Restriction]) -> Relaxation:
+        """The relaxation under further restrictions, one per block; prices are not carried over."""
+        t = self.problem.tables
+        copy = object.__new__(Relaxation)
+        copy.__dict__.update(self.__dict__)
+        for name in ("compute_range", "usable_experts", "choosable", "items"):
+            copy.__dict__.pop(name, None)
+        ids, limits, wakes = self.ids.copy(), [], self.wakes.copy()
+        for i, part in enumerate(parts):
+            gone = (part.state < 0) | (part.experts[np.maximum(ids[i], 0)] < 0)
+            ids[i][gone] = -1
+            forced = part.state > 0
+            opened = part.experts > 0
+            opened[ids[i][forced & (ids[i] >= 0)]] = True
+            base = np.bincount(t.expert_device, t.activation * opened, self.devices)
+            held = np.bincount(t.expert_device, opened, self.devices) > 0
+            wakes[i] &= ~opened
+            limits.append(Limits(forced, opened, base, held, part.fewest, part.largest))
+        copy.ids, copy.best = ids, None
+        copy.__dict__["limits"], copy.__dict__["wakes"] = limits, wakes
+        copy.mean, copy.awake = np.zeros(ids.shape), np.zeros((self.blocks, self.experts))
+        return copy
 
     # ------------------------------------------------------------------ prices
 
@@ -418,9 +469,10 @@ class Relaxation:
             self.ids[i], self.share[i], hosts, quote.send[i], quote.second[i, hosts] * t.compute, t.by_device,
             price, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE), self.problem.expert_cap, self.wakes[i],
             self.limits[i].forced, surplus, value, np.empty((2, self.experts)), np.empty((2, self.experts)),
+            np.empty(self.ids.shape[1:], dtype=np.int8),
         )  # fmt: skip
         paid += price * float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE)
-        order = order_members(hosts, t.activation, value, self.usable_experts[i], self.devices)
+        order = order_members(hosts, t.activation, value, self.choosable[i], self.devices)
         return _TokenPart(paid, surplus, value, order)
 
     def _stack(self, quote: Quote, tokens: list[_TokenPart], nu: RealArray, points: RealArray) -> Proof:
@@ -429,7 +481,7 @@ class Relaxation:
         return Proof(
             0.0, quote.send, quote.second, np.stack([part.value for part in tokens]),
             share if share is not None and share.any() else None, quote.retention, nu, points,
-            np.zeros(self.blocks), np.zeros(self.blocks), np.zeros((self.blocks, 1)),
+            np.zeros(self.blocks), np.zeros(self.blocks), np.zeros((self.blocks, 1)), quote.horizon,
         )  # fmt: skip
 
     def _alone(self, quote: Quote, tokens: list[_TokenPart]) -> Proof:
@@ -459,10 +511,11 @@ class Relaxation:
         proof = self._stack(quote, tokens, quote.bandwidth, quote.points)
         proof.form = "shared"
         if dependent:
-            proof.offset, proof.grid = self._axis(quote, alone.deadline)
+            proof.offset, proof.grid = self.axis(quote, alone.deadline)
             proof.floor = alone
         # Prices of the shared form grow like 1 / (T - offset).
-        scale = np.maximum(quote.horizon, alone.deadline) - proof.offset
+        proof.horizon = np.maximum(quote.horizon, alone.deadline)
+        scale = proof.horizon - proof.offset
         proof.send, proof.work = proof.send * scale[:, None], proof.work * scale[:, None]
         proof.wake, proof.retention = proof.wake * scale[:, None], proof.retention * scale
         if proof.share is not None:
@@ -477,7 +530,7 @@ class Relaxation:
         proof.bound -= dearest(proof.bandwidth.sum(axis=0), self.bound_link)
         return proof if proof.bound > alone.bound else alone
 
-    def _axis(self, quote: Quote, alone: RealArray) -> tuple[RealArray, RealArray]:
+    def axis(self, quote: Quote, alone: RealArray) -> tuple[RealArray, RealArray]:
         """Offsets and grids of the shared form: the mean time that devices do not serve tokens, by price."""
         horizon = np.maximum(quote.horizon, alone)
         idle = np.tile(self.link.delay, (self.blocks, 1))
@@ -507,22 +560,22 @@ class Relaxation:
         steps : int
             At most so many on each block.
         """
-        latency = self._latency(keep)
+        latency = self.latency(keep)
         if self.blocks == 1 or not self.free:
             assert self.best is not None
-            quote = self._ascend_all(self.best.quote(latency), latency, steps, None)
+            quote = self.ascend(self.best.quote(latency), latency, steps, None)
             return self._keep(self.prove(quote))
-        known = self._each_alone(keep, latency, steps)
+        known = self.each_alone(keep, latency, steps)
         self._keep(known)
         if self.wakes.any() and not (known.deadline > 0).all():
             return known.bound
         self._restore(self.held)
         start = self._quote()
         target = start.horizon + (start.bandwidth * start.points).sum(axis=1)
-        best = self._ascend_all(start, target, steps, self._axis(start, known.deadline))
+        best = self.ascend(start, target, steps, self.axis(start, known.deadline))
         return self._keep(self.prove(best, known))
 
-    def _each_alone(
+    def each_alone(
         self, keep: NDArray[np.bool_], latency: RealArray, steps: int
     ) -> Proof:
         """What is known of every block if it has all the bandwidth."""
@@ -544,7 +597,7 @@ class Relaxation:
             proofs.append(single.best)
         return join(proofs)
 
-    def _latency(self, keep: NDArray[np.bool_]) -> RealArray:
+    def latency(self, keep: NDArray[np.bool_]) -> RealArray:
         """Block latencies of a selection at its best bandwidth, s (blocks,)."""
         whole = np.zeros(self.problem.tables.ids.shape, dtype=np.bool_)
         whole[self.rows] = keep
@@ -561,17 +614,22 @@ class Relaxation:
         device_times(sent, busy, link, np.empty(sent.shape), latency)
         return latency
 
-    def _ascend_all(
-        self, base: Quote, target: RealArray, steps: int, axis: tuple[RealArray, RealArray] | None
+    def ascend(
+        self,
+        base: Quote,
+        target: RealArray,
+        steps: int,
+        axis: tuple[RealArray, RealArray] | None = None,
+        only: int | None = None,
     ) -> Quote:
-        """Ascent on every block: alone, or with an axis its part of the shared form."""
+        """Ascent on every block, or ``only`` one: alone, or with an axis its part of the shared form."""
         t = self.problem.tables
         least, most = self.compute_range
         second, nu = base.second.copy(), base.bandwidth
         seconds = np.divide(base.send, second, out=np.zeros_like(second), where=second > 0)
         retention, single = base.retention.copy(), np.zeros(self.blocks)
         points = np.log(base.points)
-        for i in range(self.blocks):
+        for i in range(self.blocks) if only is None else (only,):
             offset, grid, scale = 0.0, np.empty(0), 1.0
             if axis is not None:
                 offset, grid = float(axis[0][i]), axis[1][i]
@@ -580,17 +638,18 @@ class Relaxation:
             row = second[i] * scale
             ascend(
                 self.ids[i], self.share[i], t.expert_device, t.compute, t.activation, self.wakes[i],
-                self.usable_experts[i], t.by_device, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE),
+                self.choosable[i], t.by_device, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE),
                 self.problem.expert_cap, float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE),
                 self.bound_link, self.link_time, self.free, i, offset, grid, least[i], most[i],
                 self.limits[i], float(target[i]), steps, seconds[i], row, prices, nu[i], points[i],
+                self.mean[i], self.awake[i],
             )  # fmt: skip
             second[i], retention[i] = row / scale, prices[0] / scale
             single[i] = prices[1]
         horizon = target if axis is None else target - (nu * base.points).sum(axis=1)
         bandwidth = np.repeat(single[:, None], self.devices, axis=1) if axis is None else nu
         where = np.exp(points)
-        if axis is None:
+        if axis is None and self.free:
             # `_alone` takes the mean price at the points; they must spend the whole budget.
             where *= self.link.total / where.sum(axis=1, keepdims=True)
         return Quote(seconds * second, second, retention, bandwidth, where, horizon)
