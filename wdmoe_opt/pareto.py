@@ -137,13 +137,15 @@ class Frontier:
         return float(self.latency[kept].min(initial=np.inf))
 
     def bound_at(self, retention: float) -> float:
-        """Certified bound on the latency of whatever keeps ``retention`` in every block, s; 0 below all floors."""
+        """Certified bound on the latency of what keeps ``retention`` in every block, s; 0 below all floors."""
         held = self.floors * (1 - FEASIBILITY_TOLERANCE) <= retention
         return float(self.lower_bound[held].max(initial=0.0))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per floor, then one per policy at the retention that it keeps; SI units in the keys."""
-        own = zip(self.floors.tolist(), self.solutions, self.lower_bound.tolist(), self.gap.tolist(), strict=True)
+        own = zip(
+            self.floors.tolist(), self.solutions, self.lower_bound.tolist(), self.gap.tolist(), strict=True
+        )
         rows = [_row("floor", *values) for values in own]
         return rows + [_row("policy", m.retention, m.solution, m.lower_bound, m.gap) for m in self.marks]
 
@@ -282,6 +284,8 @@ def mark_words(mark: Mark) -> str:
     if mark.conflict:
         return f"not comparable, it breaks {mark.conflict}"
     if mark.lower_bound == 0 < mark.latency:
+        if mark.saving < 5e-4:
+            return "leaves nothing known on the table"
         part = f"at least {mark.saving:.1%}"
     elif mark.saving < 5e-4:
         part = f"at most {mark.gap:.2%}"
@@ -337,7 +341,9 @@ def _checked(problem: Problem | Instance) -> Problem:
     elif not isinstance(problem, Problem):
         raise InputError("problem", f"must be a Problem or an Instance, got {type(problem).__name__}")
     if not problem.selectable:
-        raise InputError("problem", "has loads only, no gate weights: there is no retention to trade for latency")
+        raise InputError(
+            "problem", "has loads only, no gate weights: there is no retention to trade for latency"
+        )
     if problem.objective != "latency":
         raise InputError("objective", "must be 'latency' for a frontier", value=problem.objective)
     if problem.max_latency is not None:

@@ -83,7 +83,9 @@ def _draw(front: Frontier, axes: Any) -> Any:
     axes.set_xlabel("kept gate weight in every block, %")
     axes.set_ylabel("latency, ms")
     inst = front.problem.instance
-    axes.set_title(f"{inst.name or 'instance'}: {inst.blocks} block{'s' * (inst.blocks > 1)}, {inst.tokens} tokens")
+    axes.set_title(
+        f"{inst.name or 'instance'}: {inst.blocks} block{'s' * (inst.blocks > 1)}, {inst.tokens} tokens"
+    )
     shown = [mark for mark in front.marks if np.isfinite(mark.latency)]
     _limits(front, shown, axes)
     axes.grid(color=GREY, alpha=0.15, linewidth=0.6)
@@ -94,11 +96,12 @@ def _draw(front: Frontier, axes: Any) -> Any:
 
 
 def _staircases(front: Frontier) -> tuple[RealArray, RealArray, RealArray]:
-    """Retention in %, certified and achieved curve in ms, with both ends of every step (2 n,)."""
-    edges = np.repeat(front.floors, 2)
-    below, above = np.repeat(front.lower_bound, 2), np.repeat(front.latency, 2)
+    """Retention in %, certified and achieved curve in ms, with both ends of every step (2 n - 1,)."""
+    edges = np.repeat(front.floors, 2)[1:]
     # A bound holds from its floor on, a point up to its floor.
-    return 100 * edges[1:], 1e3 * below[:-1], 1e3 * above[1:]
+    below = np.repeat(front.lower_bound, 2)[:-1]
+    above = np.append(np.repeat(front.latency, 2)[2:], front.latency[-1])
+    return 100 * edges, 1e3 * below, 1e3 * above
 
 
 def _limits(front: Frontier, shown: list[Mark], axes: Any) -> None:
@@ -129,7 +132,7 @@ def _label(front: Frontier, shown: list[Mark], axes: Any) -> None:
 
 
 def _place(front: Frontier, mark: Mark, axes: Any) -> tuple[float, float, int, Mark]:
-    """Height of label and marker in points, and the label's side: left, where the curve is low, if it fits."""
+    """Height of label and marker in points, and the label's side: left, where the curve is low, if it can."""
 
     def at(retention: float, latency: float) -> RealArray:
         where: RealArray = axes.transData.transform((100 * retention, 1e3 * latency)) * 72 / axes.figure.dpi
