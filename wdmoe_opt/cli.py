@@ -198,6 +198,8 @@ def frontier_command(
     asked = None if floors is None else [_number("floors", text) for text in floors.split(",")]
     if plot is not None:
         check_target(plot)
+    if csv_file is not None and not csv_file.parent.is_dir():
+        raise InputError("csv", "its folder does not exist", value=str(csv_file))
     inst = _load(name, tokens, blocks, start, part)
     problem = Problem(
         inst,

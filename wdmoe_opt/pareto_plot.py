@@ -57,21 +57,27 @@ def plot_frontier(front: Frontier, target: str | Path | Any) -> Any:
     if not isinstance(target, (str, Path)):
         if not hasattr(target, "transData"):
             raise InputError("target", f"must be a path or axes, got {type(target).__name__}")
-        return _draw(front, target)
+        _draw(front, target)
+        _label(front, target)
+        return target
     path = check_target(target)
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
-        axes = _draw(front, figure.subplots())
+        axes = figure.subplots()
+        _draw(front, axes)
+        # Labels are placed by the size that the axes will have.
+        figure.draw_without_rendering()
+        _label(front, axes)
         # Without the version of the drawing program, equal frontiers give equal files.
         metadata = {"Software": None} if path.suffix.lower() == ".png" else None
         figure.savefig(path, metadata=metadata)
     return axes
 
 
-def _draw(front: Frontier, axes: Any) -> Any:
+def _draw(front: Frontier, axes: Any) -> None:
     edges, below, above = _staircases(front)
     axes.fill_between(edges, below, above, color=BLUE, alpha=0.18, linewidth=0, label="the optimum lies here")
     axes.plot(edges, above, color=BLUE, linewidth=0.8, alpha=0.6)
@@ -86,13 +92,10 @@ def _draw(front: Frontier, axes: Any) -> Any:
     axes.set_title(
         f"{inst.name or 'instance'}: {inst.blocks} block{'s' * (inst.blocks > 1)}, {inst.tokens} tokens"
     )
-    shown = [mark for mark in front.marks if np.isfinite(mark.latency)]
-    _limits(front, shown, axes)
+    _limits(front, axes)
     axes.grid(color=GREY, alpha=0.15, linewidth=0.6)
     axes.set_axisbelow(True)
-    _label(front, shown, axes)
-    axes.legend(frameon=False, loc="lower right")
-    return axes
+    axes.legend(loc="lower right", framealpha=0.85, edgecolor="none")
 
 
 def _staircases(front: Frontier) -> tuple[RealArray, RealArray, RealArray]:
@@ -104,8 +107,13 @@ def _staircases(front: Frontier) -> tuple[RealArray, RealArray, RealArray]:
     return 100 * edges, 1e3 * below, 1e3 * above
 
 
-def _limits(front: Frontier, shown: list[Mark], axes: Any) -> None:
+def _shown(front: Frontier) -> list[Mark]:
+    return [mark for mark in front.marks if np.isfinite(mark.latency)]
+
+
+def _limits(front: Frontier, axes: Any) -> None:
     """Room for everything from zero latency on: a cut axis would exaggerate what a floor costs."""
+    shown = _shown(front)
     x = 100 * np.array([*front.floors, *(mark.retention for mark in shown)])
     y = 1e3 * np.array([*front.latency, *(mark.latency for mark in shown)])
     margin = 0.03 * max(float(np.ptp(x)), 1.0)
@@ -113,9 +121,9 @@ def _limits(front: Frontier, shown: list[Mark], axes: Any) -> None:
     axes.set_ylim(0.0, 1.15 * y.max() if y.max() > 0 else 1.0)
 
 
-def _label(front: Frontier, shown: list[Mark], axes: Any) -> None:
+def _label(front: Frontier, axes: Any) -> None:
     """Markers of the policies, and labels beside them, clear of the curve and of each other."""
-    placed = sorted((_place(front, mark, axes) for mark in shown), key=lambda place: place[0])
+    placed = sorted((_place(front, mark, axes) for mark in _shown(front)), key=lambda place: place[0])
     top = axes.get_window_extent().y1 * 72 / axes.figure.dpi
     for (_, own, side, mark), line in zip(placed, _spread([place[0] for place in placed], top), strict=True):
         spot = 100 * mark.retention, 1e3 * mark.latency
@@ -143,7 +151,7 @@ def _place(front: Frontier, mark: Mark, axes: Any) -> tuple[float, float, int, M
     if x - length > axes.get_window_extent().x0 * 72 / axes.figure.dpi:
         return float(own) + RAISED, float(own), -1, mark
     per_point = at(1.0, 0.0)[0] - at(0.0, 0.0)[0]
-    over = front.latency[front.floors <= mark.retention + length / per_point].max(initial=0.0)
+    over = min(front.latency_at(mark.retention + length / per_point), float(front.latency[-1]))
     return max(float(own), float(at(0.0, over)[1])) + RAISED, float(own), 1, mark
 
 
