@@ -43,6 +43,8 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 
 #: Exit status of a solve whose point breaks a constraint; errors exit with 2.
 INFEASIBLE = 3
+#: Exit status of a certify that could not recheck every claim.
+UNPROVED = 1
 
 app = typer.Typer(
     name="wdmoe-opt",
@@ -126,6 +128,9 @@ def solve_command(
     rel_gap: Annotated[float, typer.Option(help="Relative gap at which a solver may stop.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of solvers that draw.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads over blocks.")] = 1,
+    save: Annotated[
+        Path | None, typer.Option(help="Also write the solution to this file, .npz, for `certify`.")
+    ] = None,
     as_json: AsJson = False,
     with_selection: Annotated[
         bool, typer.Option(help="With --json: list the kept experts of every token.")
@@ -152,6 +157,8 @@ def solve_command(
         answer = solve(
             problem, method, time_limit=time_limit, rel_gap=rel_gap, seed=seed, threads=threads, **options
         )
+    if save is not None:
+        answer.save(save)
     if as_json:
         _print_json(solution_json(answer, baseline, selection=with_selection))
     else:
@@ -160,6 +167,32 @@ def solve_command(
         raise typer.Exit(INFEASIBLE)
 
 
+@app.command("certify")
+def certify_command(
+    path: Annotated[Path, typer.Argument(help="Solution file, as `solve --save` writes it.")],
+    exact: Annotated[
+        bool, typer.Option("--exact", help="In rational arithmetic: slow, free of rounding.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check everything a solution claims, without any solver; exit status 1 if something is not proved."""
+    from wdmoe_opt.certificates.certify import certify
+    from wdmoe_opt.solution import Solution
+
+    solution = Solution.load(path)
+    with _working("checking"):
+        report = certify(solution.problem, solution, exact=exact)
+    if as_json:
+        _print_json({"certified": bool(report), **plain(vars(report))})
+    else:
+        print("\n".join(map(_printable, str(report).splitlines())))
+    if not report:
+        raise typer.Exit(UNPROVED)
+
+
+def _printable(line: str) -> str:
+    """A line without control characters, its indent kept."""
+    return line[: len(line) - len(line.lstrip(" "))] + " ".join(map(clean, line.lstrip(" ").split(" ")))
 @app.command("frontier")
 def frontier_command(
     context: typer.Context,

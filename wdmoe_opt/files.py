@@ -76,7 +76,7 @@ def save_instance(instance: Instance, path: str | Path) -> str:
     manifest = {
         "name": instance.name,
         "units": {name: UNITS[name] for name in arrays if name in UNITS},
-        "provenance": _plain(instance.provenance),
+        "provenance": plain_values(instance.provenance),
     }
     if path.suffix == ".npz":
         return str(write_archive(path, LAYOUT, arrays, manifest)["content_hash"])
@@ -109,11 +109,11 @@ def _checked_ending(path: str | Path) -> Path:
     return path
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Nested mappings, read-only ones too, as dicts."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain_values(item) for key, item in value.items()}
+    return [plain_values(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _read_json(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

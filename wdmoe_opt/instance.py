@@ -330,7 +330,7 @@ class Instance:
         for name, value in self.arrays(copy=False).items():
             array = np.asarray(value)
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     # ------------------------------------------------------------------ ways in and out

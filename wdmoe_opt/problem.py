@@ -306,7 +306,7 @@ class Problem:
             value = getattr(self, f.name)
             if isinstance(value, np.ndarray):
                 digest.update(f"{f.name} {value.shape}".encode())
-                digest.update(value)
+                digest.update(np.ascontiguousarray(value).data)
             elif f.name != "instance":
                 digest.update(f"{f.name} {value!r}".encode())
         return digest.hexdigest()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_opt.bandwidth import demands
 from wdmoe_opt.floors import fixed_link_times, usable
+from wdmoe_opt.kernels.ascent import ascend
 from wdmoe_opt.kernels.block_bandwidth import block_bandwidth, block_multipliers, soft_multipliers
 from wdmoe_opt.kernels.bounds import block_deadline, order_members, token_bound
 from wdmoe_opt.kernels.link import link_times
@@ -36,8 +37,16 @@ FAR = np.linspace(0.0, 1.0, 9)[1:]
 FIRST_BARRIER, LEAST_MULTIPLIER = 0.1, 0.05
 #: Floors of a selection are met up to this part, well within the feasibility tolerance.
 FLOOR_SLACK = 1e-12
+#: Relative precision of the deadline that prices rule out.
+PRECISION = 4e-12
 #: Smoothing of the slowest device where bandwidth is fixed.
 SHARPNESS = 20.0
+
+
+#: Residual at which a stage of the Newton iteration is given up.
+ASTRAY = 3.0
+#: Multiplier that ascent starts from on devices that wait.
+TRACE_MULTIPLIER = 0.01
 
 
 class Stage(NamedTuple):
@@ -60,6 +69,11 @@ class Stage(NamedTuple):
     tolerance: float
 
 
+#: Ever narrower smoothing; the first stages only lead to the bounds of the later ones.
+LEAD = (Stage(0.5, 0.1, 8, 0.1), Stage(0.5, 0.03, 6, 0.1), Stage(0.5, 0.01, 6, 0.05))
+PROVE = (Stage(0.2, 1e-3, 6, 0.02), Stage(0.07, 1e-4, 6, 0.01), Stage(0.03, 1e-5, 6, 0.01))
+
+
 @dataclass(eq=False)
 class Proof:
     """Prices of a group of blocks and the bound they prove; see `certificates.Certificate`."""
@@ -75,7 +89,61 @@ class Proof:
     deadline: RealArray
     offset: RealArray
     grid: RealArray
+    form: Literal["deadline", "shared"] = "deadline"
     floor: Proof | None = None
+
+    def quote(self, horizon: RealArray) -> Quote:
+        """The prices of a proof of form "deadline"."""
+        return Quote(self.send, self.work, self.retention, self.bandwidth, self.points, horizon)
+
+
+def join(proofs: list[Proof]) -> Proof:
+    """Proofs of form "deadline" of single groups as one of all."""
+    parts = {
+        name: np.concatenate([getattr(proof, name) for proof in proofs])
+        for name in ("send", "work", "wake", "retention", "bandwidth", "points", "deadline", "offset", "grid")
+    }
+    share = None
+    sizes = [proof.share.shape for proof in proofs if proof.share is not None]
+    if sizes:
+        share = np.concatenate(
+            [np.zeros((1, *sizes[0][1:])) if proof.share is None else proof.share for proof in proofs]
+        )
+    return Proof(bound=float(parts["deadline"].sum()), share=share, **parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Quote:
+    """Prices of a group of blocks, in seconds of block latency.
+
+    Attributes
+    ----------
+    send, second : float arrays (blocks, devices)
+        Price of a transfer and of a device second.
+    retention : float array (blocks,)
+    bandwidth : float array (blocks, devices)
+        Price of a hertz.
+    points : float array (blocks, devices), Hz
+        About the bandwidth that devices choose at these prices.
+    horizon : float array (blocks,), s
+        About the latency of the blocks.
+    """
+
+    send: RealArray
+    second: RealArray
+    retention: RealArray
+    bandwidth: RealArray
+    points: RealArray
+    horizon: RealArray
+
+
+class _TokenPart(NamedTuple):
+    """What the tokens of a block pay, their surpluses, the experts' values, and the experts by device."""
+
+    paid: float
+    surplus: RealArray
+    value: RealArray
+    order: tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class Relaxation:
@@ -259,137 +327,277 @@ class Relaxation:
         )  # fmt: skip
 
     def settle(self, stage: Stage) -> float:
-        """Newton steps of one stage; returns the residual."""
+        """Newton steps of one stage; returns the residual. A stage that goes astray is taken back."""
+        before = self._copy()
         _, residual = newton(
             self.items, self.link, self.link_time, self.free, self.needed, self.floors, self.mean_work,
             stage.width, stage.barrier / self.devices, stage.steps, stage.tolerance, self.prices, self.loads,
         )  # fmt: skip
+        if not residual < ASTRAY:
+            self._restore(before)
         return float(residual)
+
+    def _copy(self) -> list[RealArray]:
+        return [array.copy() for array in (*self.prices, self.loads)]
+
+    def _restore(self, state: list[RealArray]) -> None:
+        for array, old in zip((*self.prices, self.loads), state, strict=True):
+            array[...] = old
+
+    def hold(self) -> None:
+        """Remember the present prices as those that ascent on blocks with shared bandwidth starts from."""
+        self.held = self._copy()
 
     # ------------------------------------------------------------------ bounds
 
     def _links(self) -> tuple[RealArray, RealArray]:
         """Seconds per transfer at the present bandwidth, and price of a device second."""
         t = self.problem.tables
+        link = self.link_time
         if self.free:
             bandwidth = np.exp(self.prices.log_bandwidth)
             link = link_times(bandwidth, t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
-        else:
-            link = self.link_time
         reached = np.isfinite(link)
         second = np.where(reached, self.prices.transfer / np.where(reached, link + self.mean_work, 1.0), 0.0)
         return np.where(reached, link, 0.0), second
 
+    def _quote(self) -> Quote:
+        """The present prices."""
+        link, second = self._links()
+        nu = self._bandwidth_prices(second * self.loads) if self.free else np.zeros(second.shape)
+        points = np.exp(np.broadcast_to(self.prices.log_bandwidth, nu.shape))
+        return Quote(
+            link * second, second, self.prices.retention.copy(), nu, points, self.prices.deadline.copy()
+        )
+
     def bound(self) -> float:
         """Bound that the present prices prove; kept with them if it is the best so far."""
-        link, work = self._links()
-        if not np.isfinite(work).all() or not np.isfinite(self.prices.retention).all():
+        quote = self._quote()
+        if not (np.isfinite(quote.second).all() and np.isfinite(quote.retention).all()):
             return 0.0
-        proof = self._proof(link * work, work)
+        return self._keep(self.prove(quote))
+
+    def _keep(self, proof: Proof) -> float:
         if self.best is None or proof.bound > self.best.bound:
             self.best = proof
         return proof.bound
 
-    def _proof(self, send: RealArray, work: RealArray) -> Proof:
+    def prove(self, quote: Quote, alone: Proof | None = None) -> Proof:
+        """The bound that prices prove.
+
+        Parameters
+        ----------
+        quote : Quote
+        alone : Proof, optional
+            What is known of every block alone, where blocks share bandwidth; default from the same prices.
+        """
+        together = self.blocks > 1 and self.free
+        tokens = [self._tokens(i, quote) for i in range(self.blocks)]
+        if alone is None:
+            alone = self._alone(quote, tokens)
+        return self._together(quote, tokens, alone) if together else alone
+
+    def _tokens(self, i: int, quote: Quote) -> _TokenPart:
+        """What the tokens of block ``i`` pay, and what every expert is worth to them."""
         t = self.problem.tables
-        hosts = t.expert_device
-        shape = (self.blocks, self.devices)
-        surplus = np.zeros((self.blocks, self.tokens, self.columns))
-        value = np.empty((self.blocks, self.experts))
-        points = np.empty(shape)
-        deadline = np.zeros(self.blocks)
-        least, most = self.compute_range
-        paid = np.empty(self.blocks)
-        members = []
-        for i in range(self.blocks):
-            price = float(self.prices.retention[i])
-            paid[i], _ = token_bound(
-                self.ids[i], self.share[i], hosts, send[i], work[i, hosts] * t.compute, t.by_device, price,
-                float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE), self.problem.expert_cap, self.wakes,
-                surplus[i], value[i],
-            )  # fmt: skip
-            paid[i] += price * float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE)
-            members.append(order_members(hosts, t.activation, value[i], self.usable_experts[i], self.devices))
-            points[i] = self.prices.log_bandwidth[i if self.prices.log_bandwidth.shape[0] > 1 else 0]
-        nu = np.zeros(shape)
-        if self.free:
-            nu = self._bandwidth_prices(send, work)
-        for i in range(self.blocks):
-            where = points[i].copy()
-            single = float(nu[i] @ np.exp(points[i])) / max(self.link.total, 1e-300)
-            deadline[i] = block_deadline(
-                i, paid[i], self.prices.deadline[i], send[i], work[i], single, self.bound_link,
-                self.link_time, self.free, *members[i], t.activation, value[i], least[i], most[i], where,
-            )  # fmt: skip
-            if self.blocks == 1 or not self.free:
-                points[i], nu[i] = where, single
-        share = surplus if self.wakes.any() else None
-        if share is not None and not share.any():
-            share = None
-        proof = Proof(
-            float(deadline.sum()), send, work, value, share, self.prices.retention.copy(), nu,
-            np.exp(points), deadline, np.zeros(self.blocks), np.zeros((self.blocks, 1)),
+        hosts, price = t.expert_device, float(quote.retention[i])
+        surplus, value = np.empty((self.tokens, self.columns)), np.empty(self.experts)
+        paid = token_bound(
+            self.ids[i], self.share[i], hosts, quote.send[i], quote.second[i, hosts] * t.compute, t.by_device,
+            price, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE), self.problem.expert_cap, self.wakes,
+            surplus, value, np.empty((2, self.experts)), np.empty((2, self.experts)),
         )  # fmt: skip
-        return self._shared(proof, paid, members) if self.blocks > 1 and self.free else proof
+        paid += price * float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE)
+        order = order_members(hosts, t.activation, value, self.usable_experts[i], self.devices)
+        return _TokenPart(paid, surplus, value, order)
 
-    def _bandwidth_prices(self, send: RealArray, work: RealArray) -> RealArray:
-        """What a hertz of every device is worth to every block; equal in sum over the devices."""
+    def _stack(self, quote: Quote, tokens: list[_TokenPart], nu: RealArray, points: RealArray) -> Proof:
+        """A proof without a bound yet."""
+        share = np.stack([part.surplus for part in tokens]) if self.wakes.any() else None
+        return Proof(
+            0.0, quote.send, quote.second, np.stack([part.value for part in tokens]),
+            share if share is not None and share.any() else None, quote.retention, nu, points,
+            np.zeros(self.blocks), np.zeros(self.blocks), np.zeros((self.blocks, 1)),
+        )  # fmt: skip
+
+    def _alone(self, quote: Quote, tokens: list[_TokenPart]) -> Proof:
+        """Deadlines that every block misses even if it has all the bandwidth."""
         t = self.problem.tables
-        bandwidth = np.exp(self.prices.log_bandwidth[0])
-        nearby = bandwidth * 1.0001
-        link = (t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
-        now, later = link_times(bandwidth[None, :], *link), link_times(nearby[None, :], *link)
-        with np.errstate(invalid="ignore"):
-            fall = np.where(np.isfinite(now), (now - later) / (nearby - bandwidth), 0.0)
-        nu = work * self.loads * fall
-        total = nu.sum(axis=0)
-        mean = float(total @ bandwidth) / bandwidth.sum()
-        scaled: RealArray = nu * np.divide(mean, total, out=np.zeros_like(total), where=total > 0)
-        return scaled
+        least, most = self.compute_range
+        single = (quote.bandwidth * quote.points).sum(axis=1) / max(self.link.total, 1e-300)
+        points = np.log(quote.points)
+        proof = self._stack(quote, tokens, np.repeat(single[:, None], self.devices, axis=1), quote.points)
+        for i, part in enumerate(tokens):
+            proof.deadline[i] = block_deadline(
+                i, part.paid, quote.horizon[i], quote.send[i], quote.second[i], single[i], self.bound_link,
+                self.link_time, self.free, *part.order, t.activation, part.value, least[i], most[i],
+                PRECISION, points[i],
+            )  # fmt: skip
+        proof.points = np.exp(points)
+        proof.bound = float(proof.deadline.sum())
+        return proof
 
-    def _shared(
-        self, alone: Proof, paid: RealArray, members: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-    ) -> Proof:
+    def _together(self, quote: Quote, tokens: list[_TokenPart], alone: Proof) -> Proof:
         """Bound on the sum of latencies under shared bandwidth, from what is known of every block alone."""
         t = self.problem.tables
         least, most = self.compute_range
         dependent = bool(self.wakes.any())
-        start = self.prices.deadline
-        offset, grid = np.zeros(self.blocks), np.zeros((self.blocks, 1))
+        if dependent and not (alone.deadline > 0).all():
+            return alone
+        proof = self._stack(quote, tokens, quote.bandwidth, quote.points)
+        proof.form = "shared"
         if dependent:
-            offset = self._offsets(alone.work, np.minimum(start, alone.deadline))
-            grid = _grid(1.0 / (start - offset), 1.0 / (alone.deadline - offset) * (1 + 1e-12))
+            proof.offset, proof.grid = self._axis(quote, alone.deadline)
+            proof.floor = alone
         # Prices of the shared form grow like 1 / (T - offset).
-        scale = start - offset
-        share = None if alone.share is None else alone.share * scale[:, None, None]
-        proof = Proof(
-            0.0, alone.send * scale[:, None], alone.work * scale[:, None], alone.wake * scale[:, None], share,
-            alone.retention * scale, alone.bandwidth, alone.points, alone.deadline, offset, grid,
-            alone if dependent else None,
-        )  # fmt: skip
-        points = np.log(alone.points)
-        total = 0.0
-        for i in range(self.blocks):
-            total += share_bound(
-                i, paid[i] * scale[i], offset[i], grid[i], proof.send[i], proof.work[i], proof.bandwidth[i],
-                self.bound_link, *members[i], t.activation, proof.wake[i], least[i], most[i], points[i],
+        scale = np.maximum(quote.horizon, alone.deadline) - proof.offset
+        proof.send, proof.work = proof.send * scale[:, None], proof.work * scale[:, None]
+        proof.wake, proof.retention = proof.wake * scale[:, None], proof.retention * scale
+        if proof.share is not None:
+            proof.share = proof.share * scale[:, None, None]
+        points = np.log(quote.points)
+        for i, part in enumerate(tokens):
+            proof.bound += share_bound(
+                i, part.paid * scale[i], proof.offset[i], proof.grid[i], proof.send[i], proof.work[i],
+                proof.bandwidth[i], self.bound_link, *part.order, t.activation, proof.wake[i], least[i],
+                most[i], points[i],
             )  # fmt: skip
-        proof.bound = total - dearest(proof.bandwidth.sum(axis=0), self.bound_link)
-        single = (alone.bandwidth * alone.points).sum(axis=1) / max(self.link.total, 1e-300)
-        alone.bandwidth = np.repeat(single[:, None], self.devices, axis=1)
-        return proof
+        proof.bound -= dearest(proof.bandwidth.sum(axis=0), self.bound_link)
+        return proof if proof.bound > alone.bound else alone
 
-    def _offsets(self, second: RealArray, below: RealArray) -> RealArray:
-        """Mean time that devices do not serve tokens, by price, below the block's latency, s (blocks,)."""
+    def _axis(self, quote: Quote, alone: RealArray) -> tuple[RealArray, RealArray]:
+        """Offsets and grids of the shared form: the mean time that devices do not serve tokens, by price."""
+        horizon = np.maximum(quote.horizon, alone)
         idle = np.tile(self.link.delay, (self.blocks, 1))
         for i in range(self.blocks):
             active = self.prices.on[i] * self.items.activation[i]
             idle[i] += np.bincount(self.items.hosts, active, self.devices)
-        mean = (second * idle).sum(axis=1) / np.maximum(second.sum(axis=1), 1e-300)
-        clipped: RealArray = np.minimum(mean, 0.9 * below)
-        return clipped
+        weight = np.maximum(quote.second.sum(axis=1), 1e-300)
+        offset = np.minimum((quote.second * idle).sum(axis=1) / weight, 0.9 * alone)
+        return offset, _grid(1.0 / (horizon - offset), 1.0 / (alone - offset) * (1 + 1e-12))
+
+    def _bandwidth_prices(self, work: RealArray) -> RealArray:
+        """What a hertz of every device is worth to every block, by its priced loads; sums made equal."""
+        t = self.problem.tables
+        bandwidth = np.exp(self.prices.log_bandwidth[0])
+        return hertz_prices(work, bandwidth, t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
+
+    # ------------------------------------------------------------------ ascent
+
+    def improve(self, keep: NDArray[np.bool_], steps: int) -> float:
+        """Raise the best bound by ascent on single blocks, aiming at a selection of the group; returns it.
+
+        Parameters
+        ----------
+        keep : bool array (blocks of the group, tokens, m)
+            A feasible selection; its latencies cannot be exceeded, and where blocks share bandwidth its
+            multipliers price it.
+        steps : int
+            At most so many on each block.
+        """
+        latency = self._latency(keep)
+        if self.blocks == 1 or not self.free:
+            assert self.best is not None
+            quote = self._ascend_all(self.best.quote(latency), latency, steps, None)
+            return self._keep(self.prove(quote))
+        known = self._each_alone(keep, latency, steps)
+        self._keep(known)
+        if self.wakes.any() and not (known.deadline > 0).all():
+            return known.bound
+        self._restore(self.held)
+        start = self._quote()
+        target = start.horizon + (start.bandwidth * start.points).sum(axis=1)
+        best = self._ascend_all(start, target, steps, self._axis(start, known.deadline))
+        return self._keep(self.prove(best, known))
+
+    def _each_alone(
+        self, keep: NDArray[np.bool_], latency: RealArray, steps: int
+    ) -> Proof:
+        """What is known of every block if it has all the bandwidth."""
+        whole = np.zeros(self.problem.tables.ids.shape, dtype=np.bool_)
+        whole[self.rows] = keep
+        proofs = []
+        for i in range(self.blocks):
+            row = self.rows.start + i
+            single = Relaxation(self.problem, slice(row, row + 1))
+            single.start(whole)
+            single.first_retention_price(LEAD[0].width)
+            for stage in LEAD:
+                single.settle(stage)
+            single.bound()
+            single.settle(PROVE[0])
+            single.bound()
+            single.improve(keep[i : i + 1], steps)
+            assert single.best is not None
+            proofs.append(single.best)
+        return join(proofs)
+
+    def _latency(self, keep: NDArray[np.bool_]) -> RealArray:
+        """Block latencies of a selection at its best bandwidth, s (blocks,)."""
+        whole = np.zeros(self.problem.tables.ids.shape, dtype=np.bool_)
+        whole[self.rows] = keep
+        sent, busy = demands(self.problem, whole)
+        sent, busy = sent[self.rows], busy[self.rows]
+        link = self.link_time
+        if self.free:
+            t = self.problem.tables
+            radio = (t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
+            bandwidth = np.empty(self.devices)
+            shared_bandwidth(sent, busy, *radio, t.low, t.high, t.total, bandwidth)
+            link = link_times(bandwidth[None, :], *radio)
+        latency = np.empty(self.blocks)
+        device_times(sent, busy, link, np.empty(sent.shape), latency)
+        return latency
+
+    def _ascend_all(
+        self, base: Quote, target: RealArray, steps: int, axis: tuple[RealArray, RealArray] | None
+    ) -> Quote:
+        """Ascent on every block: alone, or with an axis its part of the shared form."""
+        t = self.problem.tables
+        least, most = self.compute_range
+        second, nu = base.second.copy(), base.bandwidth
+        seconds = np.divide(base.send, second, out=np.zeros_like(second), where=second > 0)
+        retention, single = base.retention.copy(), np.zeros(self.blocks)
+        points = np.log(base.points)
+        for i in range(self.blocks):
+            offset, grid, scale = 0.0, np.empty(0), 1.0
+            if axis is not None:
+                offset, grid = float(axis[0][i]), axis[1][i]
+                scale = float(target[i] - nu[i] @ base.points[i]) - offset
+            prices = np.array([retention[i] * scale, nu[i, 0]])
+            row = second[i] * scale
+            ascend(
+                self.ids[i], self.share[i], t.expert_device, t.compute, t.activation, self.wakes,
+                self.usable_experts[i], t.by_device, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE),
+                self.problem.expert_cap, float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE),
+                self.bound_link, self.link_time, self.free, i, offset, grid, least[i], most[i],
+                float(target[i]), steps, seconds[i], row, prices, nu[i], points[i],
+            )  # fmt: skip
+            second[i], retention[i] = row / scale, prices[0] / scale
+            single[i] = prices[1]
+        horizon = target if axis is None else target - (nu * base.points).sum(axis=1)
+        bandwidth = np.repeat(single[:, None], self.devices, axis=1) if axis is None else nu
+        where = np.exp(points)
+        if axis is None:
+            # `_alone` takes the mean price at the points; they must spend the whole budget.
+            where *= self.link.total / where.sum(axis=1, keepdims=True)
+        return Quote(seconds * second, second, retention, bandwidth, where, horizon)
 
     # ------------------------------------------------------------------ selections
+
+    @property
+    def bandwidth(self) -> RealArray:
+        """Present bandwidth, Hz (devices,), within limits and budget."""
+        return self.within_limits(np.exp(self.prices.log_bandwidth[0]))
+
+    def within_limits(self, bandwidth: RealArray) -> RealArray:
+        """Scale what is above the lower limits so that the budget is used as far as limits allow."""
+        link = self.link
+        share = np.clip(bandwidth, link.low, link.high)
+        over = share - link.low
+        spare = link.total - float(link.low.sum())
+        scaled: RealArray = np.minimum(link.low + over * (spare / max(float(over.sum()), 1e-300)), link.high)
+        return scaled
 
     def round(self) -> NDArray[np.bool_]:
         """Selection of the group at the present prices, (blocks, tokens, m); may miss a floor."""
@@ -419,6 +627,25 @@ class Relaxation:
             load[0], sent[0], busy[0], out,
         )  # fmt: skip
         return latency
+
+
+def hertz_prices(
+    work: RealArray, bandwidth: RealArray, bits_down: float, c_down: RealArray, bits_up: float, c_up: RealArray
+) -> RealArray:
+    """What a hertz of each device is worth to each block, from priced transfers (blocks, devices).
+
+    The sums over blocks are made equal over devices, as they are at the best bandwidth.
+    """
+    nearby = bandwidth * 1.0001
+    now = link_times(bandwidth[None, :], bits_down, c_down, bits_up, c_up)
+    later = link_times(nearby[None, :], bits_down, c_down, bits_up, c_up)
+    with np.errstate(invalid="ignore"):
+        fall = np.where(np.isfinite(now), (now - later) / (nearby - bandwidth), 0.0)
+    nu = work * fall
+    total = nu.sum(axis=0)
+    mean = float(total @ bandwidth) / bandwidth.sum()
+    scaled: RealArray = nu * np.divide(mean, total, out=np.zeros_like(total), where=total > 0)
+    return scaled
 
 
 def _grid(present: RealArray, last: RealArray) -> RealArray:

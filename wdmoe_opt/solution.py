@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -71,6 +72,36 @@ class Solution:
         selection = freeze(problem.checked_keep(keep).copy()) if problem.selectable else None
         given = Termination("heuristic", detail="given by the user")
         return cls(problem, selection, priced.bandwidth, priced, termination=given)
+
+    def save(self, path: str | Path) -> str:
+        """Write everything to a file that is complete in itself, and return its content hash.
+
+        Parameters
+        ----------
+        path : str or Path
+            Ends in .npz. The file appears complete or not at all.
+
+        Raises
+        ------
+        InstanceFileError
+            If the ending is another one, or the file cannot be written.
+        """
+        from wdmoe_opt.solution_file import save_solution
+
+        return save_solution(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Solution:
+        """Read a file written by `save`; the point is priced again, claims are kept for `certify`.
+
+        Raises
+        ------
+        InstanceFileError
+            If the file is missing, damaged, or breaks a rule.
+        """
+        from wdmoe_opt.solution_file import load_solution
+
+        return load_solution(path)
 
     @property
     def expert_ids(self) -> IntArray:

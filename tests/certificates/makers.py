@@ -11,7 +11,7 @@ from strategies import loads_arrays, measured_arrays, random_arrays, random_shap
 from wdmoe_opt import Instance, Problem, Solution
 from wdmoe_opt.certificates.certificate import Certificate
 from wdmoe_opt.certificates.check import deadline_margins, inspect
-from wdmoe_opt.certificates.facts import facts_of
+from wdmoe_opt.certificates.facts import Facts, facts_of
 
 
 def random_problem(seed: int, **fixed: Any) -> Problem:
@@ -139,8 +139,12 @@ def _best_retention(problem: Problem, prices: dict[str, np.ndarray]) -> np.ndarr
 
 
 def deadline_certificate(problem: Problem, prices: dict[str, np.ndarray], top: np.ndarray) -> Certificate:
-    """The largest deadlines up to ``top`` that the prices prove, by bisection; 0 where they prove none."""
-    facts = facts_of(problem)
+    """The largest deadlines up to ``top`` that the prices prove; 0 where they prove none."""
+    return largest_deadlines(facts_of(problem), prices, top)
+
+
+def largest_deadlines(facts: Facts, prices: dict[str, np.ndarray], top: np.ndarray) -> Certificate:
+    """By bisection, all blocks at once."""
 
     def at(deadline: np.ndarray) -> Certificate:
         return Certificate(form="deadline", deadline=deadline, **prices)

@@ -145,8 +145,8 @@ def test_device_part_is_never_below_what_is_possible(seed: int) -> None:
     device = DevicePrices(*(prices[n] for n in ("send", "work", "bandwidth", "points", "wake")))
     deadline = 10.0 ** rng.uniform(-3, -0.5, 1)
     terms = fitting_terms(facts, active_sets(facts, prices["wake"]), deadline)
-    got = device_bound(facts, device, terms, deadline, np.ones(1), limits=True)
-    unlimited = device_bound(facts, device, terms, deadline, np.ones(1), limits=False)
+    got = device_bound(facts, device, terms, deadline, np.ones(1), limits=True, refine=True)
+    unlimited = device_bound(facts, device, terms, deadline, np.ones(1), limits=False, refine=True)
     assert (got <= unlimited + 1e-12).all()
     for k in range(t.low.size):
         members = [e for e in np.flatnonzero(t.expert_device == k) if facts.usable[0, e]]
@@ -295,8 +295,8 @@ def test_wrong_shapes_and_signs_are_named(proved: tuple[Problem, Certificate]) -
         replace(c, work=c.work[:1])
     with pytest.raises(wo.InputError, match="deadline: is missing"):
         replace(c, deadline=None)
+    grid = [[0, 2, 1], [0, 1, 2]]
     with pytest.raises(wo.InputError, match=r"grid.*must ascend"):
-        grid = [[0, 2, 1], [0, 1, 2]]
         replace(c, form="shared", offset=np.zeros(2), grid=grid)
     with pytest.raises(wo.UnknownNameError):
         Certificate(form="dead-line")

@@ -174,7 +174,7 @@ class Certificate:
         digest.update(f"{problem.digest} {self.form} {self.bound!r}".encode())
         for name, array in self.arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def sealed(self, problem: Problem, bound: float) -> Self:

@@ -1,4 +1,4 @@
-"""certify(): is everything that a solution claims true? gap(): how far is a point from the optimum?"""
+"""certify() rechecks everything that a solution claims; gap() says how far a point is from the optimum."""
 
 from __future__ import annotations
 
@@ -178,9 +178,8 @@ def _check_bound(
         if solution.bound_kind == "none":
             checks.append("nothing claimed about the optimum")
         else:
-            failures.append(
-                f"the {solution.bound_kind} bound {solution.lower_bound!r} comes without a certificate: not rechecked"
-            )
+            claim = f"the {solution.bound_kind} bound {solution.lower_bound!r}"
+            failures.append(f"{claim} comes without a certificate: not rechecked")
         return None
     if certificate.digest != certificate.expected_digest(problem):
         failures.append("the certificate's digest does not match: it was changed, or is of another problem")

@@ -20,7 +20,7 @@ from wdmoe_opt.errors import InputError
 if TYPE_CHECKING:
     from wdmoe_opt.certificates.certificate import Certificate
     from wdmoe_opt.certificates.devices import ActiveSets
-    from wdmoe_opt.certificates.facts import Facts
+    from wdmoe_opt.certificates.facts import BoolArray, Facts
     from wdmoe_opt.problem import Problem
     from wdmoe_opt.validation import RealArray
 
@@ -71,9 +71,22 @@ def inspect(problem: Problem, certificate: Certificate) -> Verdict:
     if wrong:
         return refused(problem, wrong)
     facts = facts_of(problem)
-    if certificate.form == "deadline":
-        return deadline_verdict(facts, certificate)
-    return shared_verdict(facts, certificate)
+    if certificate.form == "tree":
+        from wdmoe_opt.certificates.branches import tree_verdict
+
+        return tree_verdict(problem, facts, certificate)
+    if certificate.form in ("ratio", "token-ratio"):
+        from wdmoe_opt.certificates import ratios
+
+        verdict = ratios.ratio_verdict if certificate.form == "ratio" else ratios.token_ratio_verdict
+        return verdict(facts, certificate)
+    return flat_verdict(facts, certificate)
+
+
+def flat_verdict(facts: Facts, certificate: Certificate) -> Verdict:
+    """What prices prove of the latency, without any tree."""
+    verdict = deadline_verdict if certificate.form == "deadline" else shared_verdict
+    return verdict(facts, certificate)
 
 
 def refused(problem: Problem, *failures: str) -> Verdict:
@@ -194,7 +207,7 @@ def deadline_verdict(facts: Facts, certificate: Certificate) -> Verdict:
     failures = deadline_failures(facts, certificate)
     if failures:
         return Verdict(-np.inf, failures)
-    return Verdict(_sum_down(deadline))
+    return Verdict(sum_down(deadline))
 
 
 def deadline_failures(facts: Facts, certificate: Certificate) -> tuple[str, ...]:
@@ -215,9 +228,19 @@ def deadline_margins(facts: Facts, certificate: Certificate) -> RealArray:
     prices = Prices.of(facts, certificate)
     deadline = certificate.deadline
     terms = fitting_terms(facts, prices.sets, deadline)
-    worth = device_bound(facts, prices.device, terms, deadline, np.ones(deadline.shape), limits=True)
     budget = dearest_bandwidth(prices.device.bandwidth, facts.low, facts.high, facts.budget)
-    return _margin(prices.tokens, worth, budget)
+    scale = np.ones(deadline.shape)
+    worth = np.full(prices.device.send.shape, np.inf)
+    margin = -scale
+    # For a single set the stored tangent points are mostly good enough, for several they rarely are.
+    several = terms.wake.shape[-1] > 1
+    for limits, refine in ((False, several), (True, several), (True, not several)):
+        found = device_bound(facts, prices.device, terms, deadline, scale, limits=limits, refine=refine)
+        worth = np.minimum(worth, found)
+        margin = _margin(prices.tokens, worth, budget)
+        if (margin[deadline > 0] > 0).all():
+            break
+    return margin
 
 
 def _margin(tokens: RealArray, worth: RealArray, budget: RealArray) -> RealArray:
@@ -230,7 +253,8 @@ def _margin(tokens: RealArray, worth: RealArray, budget: RealArray) -> RealArray
     return margin
 
 
-def _sum_down(values: RealArray) -> float:
+def sum_down(values: RealArray) -> float:
+    """Sum, rounded down where there is anything to round."""
     return (
         float(values.sum() - (values.size + 4) * EPS * np.abs(values).sum())
         if values.size > 1
@@ -280,13 +304,14 @@ def _grid_failures(facts: Facts, c: Certificate, prices: Prices, lowest: RealArr
     ]
 
 
-def _is_free(facts: Facts, c: Certificate, prices: Prices) -> RealArray:
+def _is_free(facts: Facts, c: Certificate, prices: Prices) -> BoolArray:
     """Blocks with the grid 0 alone, whose device part does not depend on it."""
     assert c.grid is not None
     assert c.offset is not None
     delayed = facts.delay[facts.hosts] + facts.activation > 0
     depends = ((facts.usable & delayed) | (prices.device.wake > 0)).any(axis=1)
-    return (c.grid[:, -1] == 0) & (c.offset == 0) & ~depends
+    free: BoolArray = (c.grid[:, -1] == 0) & (c.offset == 0) & ~depends
+    return free
 
 
 def _least_latencies(facts: Facts, c: Certificate, prices: Prices) -> RealArray:
@@ -303,7 +328,7 @@ def _least_latencies(facts: Facts, c: Certificate, prices: Prices) -> RealArray:
     terms = fitting_terms(facts, prices.sets, latest)
     ends = []
     for x in (left, right):
-        worth = device_bound(facts, prices.device, terms, 1 + c.offset * x, x, limits=False)
+        worth = device_bound(facts, prices.device, terms, 1 + c.offset * x, x, limits=False, refine=True)
         size = np.where(np.isfinite(worth), np.abs(worth), 0.0).sum(axis=-1)
         ends.append(worth.sum(axis=-1) + (worth.shape[-1] + 2) * EPS * size)
     least = _piece_minimum(tokens, left, right, *ends).min(axis=0)
@@ -332,4 +357,5 @@ def _piece_minimum(
         value = value + start - 32 * EPS * (np.where(np.isfinite(value), np.abs(value), 0.0) + wide)
     # No set of loads fits the piece at all, or a token has no option.
     value = np.where((at_left == -np.inf) | np.isposinf(tokens), np.inf, value)
-    return np.where(np.isnan(value), -np.inf, value)
+    safe: RealArray = np.where(np.isnan(value), -np.inf, value)
+    return safe

@@ -1,32 +1,35 @@
 """The device part of the check: the most that one device's load and bandwidth can be worth, rounded up.
 
 A device with the active experts S, n transfers, w seconds of compute and bandwidth b needs
-``n tau(b) + w <= M`` with ``M = T - delay - a(S)``, and ``light n <= w <= heavy n``. At prices p, q, nu and
-sigma its load is worth ``p n + q w + sigma(S) - nu b``. For given b and S the most is reached on one of the
-rays ``w = c n``, c = light or heavy: ``(p + q c) M / (tau(b) + c)``. The rate ``1 / (tau(b) + c)`` is concave in b
-(fact 1), so any of its tangents bounds it, and what is left is linear in b: the ends of its range decide.
+``n tau(b) + w <= M`` with ``M = T - delay - a(S)``, and ``light n <= w <= heavy n``. At prices p, q, nu
+and sigma its load is worth ``p n + q w + sigma(S) - nu b``. For given b and S the most is reached on one of
+the rays ``w = c n``, c = light or heavy: ``(p + q c) M / (tau(b) + c)``. The rate ``1 / (tau(b) + c)`` is
+concave in b (fact 1), so any of its tangents bounds it, and what is left is linear in b: the ends of its
+range decide.
 
 Over S, for given b, the value is linear in a(S) and sigma(S): the best S is a prefix of the experts by
-falling ``sigma_e / a_e``, or a single expert where none is worth its activation. Where the best prefix does not fit
-the deadline, the prefix that is cut where it fills the time left bounds all that do.
+falling ``sigma_e / a_e``, or a single expert where none is worth its activation. Where the best prefix does
+not fit the deadline, the prefix that is cut where it fills the time left bounds all that do.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wdmoe_opt.certificates.facts import EPS
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from wdmoe_opt.certificates.facts import BoolArray, Facts
-    from wdmoe_opt.validation import RealArray
+    from wdmoe_opt.validation import IntArray, RealArray
 
 LN2 = float(np.log(2.0))
 #: Most Newton steps towards a better tangent point; a bound holds at any point.
-STEPS = 6
+STEPS = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +140,10 @@ class ActiveSets:
     wake: RealArray
     prefix_activation: RealArray | None = None
     prefix_wake: RealArray | None = None
-    length: RealArray | None = None
+    length: IntArray | None = None
 
     def cut(self, room: RealArray) -> tuple[RealArray, RealArray]:
-        """Activation and price of the longest prefix, its last expert cut so that ``room`` (..., I, K) is full.
+        """Activation and price of the longest prefix, its last expert cut so that ``room`` is full.
 
         Where all experts fit, or not even those that must be active, there is no such set.
         """
@@ -155,7 +158,7 @@ class ActiveSets:
         activation = np.broadcast_to(self.prefix_activation, shape)
         wake = np.broadcast_to(self.prefix_wake, shape)
 
-        def take(array: RealArray, at: RealArray) -> RealArray:
+        def take(array: RealArray, at: IntArray) -> RealArray:
             return np.take_along_axis(array, at[..., None], axis=-1)[..., 0]
 
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -176,19 +179,20 @@ def active_sets(facts: Facts, wake: RealArray) -> ActiveSets:
     members = _members(facts.hosts, devices)
     pad = np.zeros((blocks, 1))
 
-    def per_device(array: RealArray) -> RealArray:
+    def per_device(array: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate([array, pad], axis=1)[:, members]
 
     free = per_device(optional * 1.0) > 0
     a, s = per_device(np.where(optional, activation, 0.0)), per_device(np.where(optional, wake, 0.0))
     base_a = per_device(np.where(facts.awake, activation, 0.0)).sum(axis=2)
     base_s = per_device(np.where(facts.awake, wake, 0.0)).sum(axis=2)
-    held = per_device(facts.awake * 1.0).any(axis=2)
+    held: BoolArray = np.any(per_device(facts.awake * 1.0), axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(a > 0, s / a, np.inf)
     order = np.argsort(-np.where(free, ratio, -np.inf), axis=2, kind="stable")
     a, s, free = (np.take_along_axis(array, order, axis=2) for array in (a, s, free))
     zero = np.zeros((blocks, devices, 1))
+    empty = np.ones(zero.shape, dtype=np.bool_)
     width = members.shape[1]
     prefix_a = (base_a[:, :, None] + np.concatenate([zero, np.cumsum(a, axis=2)], axis=2)) * (1 - width * EPS)
     prefix_s = (base_s[:, :, None] + np.concatenate([zero, np.cumsum(s, axis=2)], axis=2)) * (1 + width * EPS)
@@ -198,7 +202,7 @@ def active_sets(facts: Facts, wake: RealArray) -> ActiveSets:
     return ActiveSets(
         activation=np.where(exists, np.concatenate([prefix_a, a[:, :, 1:]], axis=2), np.inf),
         wake=np.where(exists, np.concatenate([prefix_s, s[:, :, 1:]], axis=2), -np.inf),
-        prefix_activation=np.where(np.concatenate([zero == 0, free], axis=2), prefix_a, np.inf),
+        prefix_activation=np.where(np.concatenate([empty, free], axis=2), prefix_a, np.inf),
         prefix_wake=prefix_s,
         length=free.sum(axis=2),
     )
@@ -220,7 +224,7 @@ def _one_set(facts: Facts, wake: RealArray, activation: RealArray) -> ActiveSets
     )
 
 
-def _members(hosts: RealArray, devices: int) -> RealArray:
+def _members(hosts: IntArray, devices: int) -> IntArray:
     """Experts of every device, (devices, width), filled up by the number of experts."""
     order = np.argsort(hosts, kind="stable")
     sizes = np.bincount(hosts, minlength=devices)
@@ -258,6 +262,8 @@ def fitting_terms(facts: Facts, sets: ActiveSets, latest: RealArray) -> Terms:
         room = latest[..., None] * (1 + 8 * EPS) + 8 * EPS * facts.delay - facts.delay - transfer
     # No latency is late enough for a device that cannot be reached.
     room = np.where(np.isnan(room), -np.inf, room)
+    # A device that may not get the transfers it has to get, or none at all, has no set.
+    room = np.where(facts.most >= least, room, -np.inf)
     fits = sets.activation <= room[..., None]
     activation = np.where(fits, sets.activation, np.inf)
     wake = np.where(fits, sets.wake, -np.inf)
@@ -272,7 +278,14 @@ def fitting_terms(facts: Facts, sets: ActiveSets, latest: RealArray) -> Terms:
 
 
 def device_bound(
-    facts: Facts, prices: DevicePrices, terms: Terms, time: RealArray, scale: RealArray, *, limits: bool
+    facts: Facts,
+    prices: DevicePrices,
+    terms: Terms,
+    time: RealArray,
+    scale: RealArray,
+    *,
+    limits: bool,
+    refine: bool,
 ) -> RealArray:
     """Upper bound on a device's worth, (..., blocks, devices).
 
@@ -283,6 +296,8 @@ def device_bound(
         The latency times the scale, and the scale by which all prices but ``bandwidth`` are multiplied.
     limits : bool
         Whether the limits on transfers are used. The bound is then no longer convex in the scale.
+    refine : bool
+        Whether to look for the best tangent points from the stored ones, for every set of its own.
     """
     fits = np.isfinite(terms.activation)
     factor = scale[..., None, None]
@@ -294,10 +309,11 @@ def device_bound(
     rays = [facts.light] if np.array_equal(facts.light, facts.heavy) else [facts.light, facts.heavy]
     best = np.full(room.shape[:-1], -np.inf)
     for compute in rays:
-        ray = _Ray(facts, prices, compute[:, :, None], room, wake, factor)
+        ray = _Ray(facts, prices, compute, room, wake, factor, refine=refine)
         best = np.maximum(best, ray.bound(limits=limits))
     idle = np.where((facts.least > 0) | _held(facts), -np.inf, -prices.bandwidth * facts.low * (1 - 4 * EPS))
-    return np.maximum(best, idle)
+    most: RealArray = np.maximum(best, idle)
+    return most
 
 
 def _held(facts: Facts) -> BoolArray:
@@ -319,12 +335,14 @@ class _Ray:
         room: RealArray,
         wake: RealArray,
         scale: RealArray,
+        *,
+        refine: bool,
     ) -> None:
         self.facts, self.room, self.wake, self.scale = facts, room, wake, scale
-        send, work = prices.send[:, :, None], prices.work[:, :, None]
+        send, work, per_transfer = (a[:, :, None] for a in (prices.send, prices.work, compute))
         self.nu = prices.bandwidth[:, :, None]
         self.low, self.high = facts.low[:, :, None], facts.high[:, :, None]
-        worth = send + work * compute + 4 * EPS * (np.abs(send) + work * compute)
+        worth = send + work * per_transfer + 4 * EPS * (np.abs(send) + work * per_transfer)
         heavy = facts.heavy[:, :, None]
         most_worth = send + work * heavy + 4 * EPS * (np.abs(send) + work * heavy)
         self.worth = np.maximum(worth, 0.0)
@@ -332,22 +350,22 @@ class _Ray:
         #: What is lost by the one transfer a loaded device has, where transfers cost.
         self.base = wake + np.minimum(most_worth, 0.0) * self.least * scale * (1 - 4 * EPS)
         self.capped = np.maximum(most_worth, 0.0) * facts.most[:, :, None] * scale
-        self._tangents(prices, compute)
+        self._tangents(prices, compute, refine)
 
-    def _tangents(self, prices: DevicePrices, compute: RealArray) -> None:
+    def _tangents(self, prices: DevicePrices, compute: RealArray, refine: bool) -> None:
         facts = self.facts
         points = np.broadcast_to(prices.points[:, :, None], self.room.shape)
         if facts.link_time is None:
             low = np.maximum(self.low, self.high * 1e-12)
             points = np.clip(points, low, self.high)
-            if self.room.size > self.nu.size:
+            if refine:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     wanted = self.nu / (self.worth * self.room)
-                points = best_points(facts, points, low, self.high, compute, wanted)
+                points = best_points(facts, points, low, self.high, compute[:, :, None], wanted)
         time, first, _ = link(facts, points)
-        self.tangent = Tangent.at(points, time, first, compute)
-        light = facts.light[:, :, None]
-        self.lightest = self.tangent if compute is light else Tangent.at(points, time, first, light)
+        self.tangent = self.lightest = Tangent.at(points, time, first, compute[:, :, None])
+        if compute is not facts.light:
+            self.lightest = Tangent.at(points, time, first, facts.light[:, :, None])
 
     def bound(self, *, limits: bool) -> RealArray:
         """Upper bound over all sets, (..., blocks, devices)."""
@@ -371,7 +389,7 @@ class _Ray:
         value: RealArray = self.base + load + extra - paid + 32 * EPS * size
         return value
 
-    def _capped(self, ends: list[tuple[RealArray, RealArray]], top: RealArray) -> RealArray:
+    def _capped(self, ends: list[tuple[RealArray, RealArray]], top: NDArray[np.intp]) -> RealArray:
         """With a mix of the load and its limit: ``min(load, limit) <= s load + (1 - s) limit``."""
         gain = self.worth * np.take_along_axis(self.room * self.tangent.slope, top, axis=-1)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -386,7 +404,7 @@ class _Ray:
             best = np.minimum(best, worst)
         return best
 
-    def _at_least(self, ends: list[tuple[RealArray, RealArray]], top: RealArray) -> RealArray:
+    def _at_least(self, ends: list[tuple[RealArray, RealArray]], top: NDArray[np.intp]) -> RealArray:
         """With a price on the transfers that a loaded device has at least: they need bandwidth."""
         slope = np.take_along_axis(self.room * self.lightest.slope, top, axis=-1)
         with np.errstate(divide="ignore", invalid="ignore"):

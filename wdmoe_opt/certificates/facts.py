@@ -1,4 +1,4 @@
-"""What the check needs to know of a problem, read from its fields alone, widened by the feasibility tolerance.
+"""What the check needs to know of a problem, read from its fields alone, widened by the tolerance.
 
 A point is feasible if it keeps every rule within `FEASIBILITY_TOLERANCE`, as computed in floating point.
 A bound must hold for all such points: floors and limits are moved outward by the tolerance and by the
@@ -219,7 +219,7 @@ def device_loads(
     if by_device:
         # A transfer brings at most all of one token's work for the device.
         device = np.append(hosts, devices)
-        _, i, j = np.indices(pair.shape, sparse=True)
+        i, j = np.arange(blocks)[:, None], np.arange(pair.shape[2])
         expert = pair - i * (hosts.size + 1)
         slot = ((i * pair.shape[2] + j) * (devices + 1) + device[expert]).ravel()
         size = blocks * pair.shape[2] * (devices + 1)
@@ -262,6 +262,9 @@ def _snr(problem: Problem) -> tuple[RealArray, RealArray]:
         return np.zeros(shape), np.zeros(shape)
     assert inst.power_down is not None
     assert inst.power_up is not None
+    assert inst.gain_down is not None
+    assert inst.gain_up is not None
+    assert inst.noise_density is not None
     down = inst.power_down * inst.gain_down / inst.noise_density
     up = inst.power_up * inst.gain_up / inst.noise_density
     return np.broadcast_to(down, shape), np.broadcast_to(up, shape)

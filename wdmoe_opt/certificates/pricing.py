@@ -167,7 +167,8 @@ def _ratios(
         return np.divide(kept, blocks, out=np.zeros(inst.blocks), where=kept > 0)
     if problem.objective == "wlr-device":
         kept = np.bincount(i * inst.devices + device, weight, times.size).reshape(times.shape)
-        return np.divide(kept, times, out=np.zeros(times.shape), where=kept > 0).sum(axis=1)
+        of_devices: RealArray = np.divide(kept, times, out=np.zeros(times.shape), where=kept > 0).sum(axis=1)
+        return of_devices
     ratio = weight / (link[i, device] + inst.per_expert(inst.compute_time)[e])
     token = i * inst.tokens + j
     count = np.bincount(token, minlength=inst.blocks * inst.tokens)

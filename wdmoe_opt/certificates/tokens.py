@@ -45,7 +45,7 @@ def token_bound(facts: Facts, prices: TokenPrices) -> RealArray:
     """
     if facts.loads is not None:
         return _loads_bound(facts, prices)
-    candidates, blocks, tokens = facts.pair.shape
+    candidates, _, tokens = facts.pair.shape
     send, base = _expert_prices(facts, prices)
     cost = base.ravel()[facts.pair]
     size = np.abs(prices.send)[:, facts.hosts] + prices.work[:, facts.hosts] * facts.expert_compute
@@ -117,9 +117,11 @@ def _free(facts: Facts, cost: RealArray) -> RealArray:
     if facts.forced is not None:
         forced_cost = np.where(facts.forced, cost, optional).sum(axis=0)
         rest = np.where(facts.forced.any(axis=0), -np.inf, cost.min(axis=0))
-        return np.where(rest > 0, rest, forced_cost)
-    least = cost.min(axis=0)
-    return np.where(least > 0, least, optional.sum(axis=0))
+        total = forced_cost
+    else:
+        rest, total = cost.min(axis=0), optional.sum(axis=0)
+    least: RealArray = np.where(rest > 0, rest, total)
+    return least
 
 
 def device_of_pairs(facts: Facts) -> IntArray:
@@ -160,7 +162,7 @@ def _grouped(facts: Facts, cost: RealArray, send: RealArray) -> RealArray:
     return np.where((least > 0) & ~held, least, total)
 
 
-def _subsets(candidates: int, cap: int) -> BoolArray:
+def subsets_of(candidates: int, cap: int) -> BoolArray:
     """Every non-empty subset of at most ``cap`` candidates, bool (subsets, m)."""
     numbers = np.arange(1, 2**candidates)
     inside = (numbers[:, None] >> np.arange(candidates)) & 1 == 1
@@ -171,7 +173,7 @@ def _subsets(candidates: int, cap: int) -> BoolArray:
 def _enumerated(facts: Facts, cost: RealArray, send: RealArray) -> RealArray:
     """Every subset of every token, in chunks of tokens."""
     candidates, blocks, tokens = cost.shape
-    subsets = _subsets(candidates, facts.cap)
+    subsets = subsets_of(candidates, facts.cap)
     chosen = subsets.astype(np.float64)
     flat = cost.reshape(candidates, -1)
     least = np.empty(blocks * tokens)

@@ -18,6 +18,8 @@ from wdmoe_opt.kernels.price_newton import Link
 
 #: Newton steps for the best bandwidth of a device term; concave, so few are needed.
 POINT_STEPS = 30
+#: Least ln bandwidth looked at, below the largest one: there a device earns next to nothing.
+DEEPEST = 40.0
 #: By how much a deadline must be out of reach, relative to what is paid: the check rounds outward.
 MARGIN = 1e-10
 
@@ -36,7 +38,9 @@ def token_bound(
     wakes: np.ndarray,
     surplus: np.ndarray,
     value: np.ndarray,
-) -> tuple[float, float]:
+    used: np.ndarray,
+    kept: np.ndarray,
+) -> float:
     """Least that the tokens of a block pay at given prices, their retention priced at mu.
 
     An expert that costs activation is charged to its tokens: each pays all that the expert is worth to
@@ -61,16 +65,20 @@ def token_bound(
         Which experts cost activation.
     surplus : float array (tokens, m), filled
     value : float array (experts,), filled
+    used, kept : float arrays (2, experts), filled
+        What the experts' tokens are charged, and the retention they get: row 0 if the expert is active,
+        row 1 whether it is or not.
 
     Returns
     -------
-    paid, kept : float
-        Sum over tokens, and the retention kept by options that pay least.
+    float
+        Sum over tokens.
     """
     tokens, columns = ids.shape
     total = 0.0
-    kept = 0.0
     value[:] = 0.0
+    used[:, :] = 0.0
+    kept[:, :] = 0.0
     cost = np.empty(columns)
     for j in range(tokens):
         price = mu
@@ -78,7 +86,7 @@ def token_bound(
             bid = _floor_bid(ids, share, hosts, send, pair, mu, j, floor)
             price += bid
             total += bid * floor
-        best = inf
+        best, cheapest = inf, -1
         count = 0
         for c in range(columns):
             surplus[j, c] = 0.0
@@ -87,7 +95,8 @@ def token_bound(
             if e < 0:
                 continue
             cost[c] = pair[e] + send[hosts[e]] - price * share[j, c]
-            best = min(best, cost[c])
+            if cost[c] < best:
+                best, cheapest = cost[c], c
             count += cost[c] < 0.0
         if by_device:
             best = _spread_transfers(ids, share, hosts, send, pair, price, j, cost)
@@ -95,18 +104,23 @@ def token_bound(
             total += _crowd_out(cost, cap)
         if best >= 0.0:
             total += best
+            if cheapest >= 0:
+                e = ids[j, cheapest]
+                used[1, e] += best + price * share[j, cheapest]
+                kept[1, e] += share[j, cheapest]
         for c in range(columns):
-            if cost[c] > max(best, 0.0) or cost[c] >= inf:
+            if not cost[c] < 0.0:
                 continue
-            kept += share[j, c]
-            if cost[c] < 0.0:
-                e = ids[j, c]
-                if wakes[e]:
-                    surplus[j, c] = -cost[c]
-                    value[e] -= cost[c]
-                else:
-                    total += cost[c]
-    return total, kept
+            e = ids[j, c]
+            row = 0 if wakes[e] else 1
+            used[row, e] += cost[c] + price * share[j, c]
+            kept[row, e] += share[j, c]
+            if wakes[e]:
+                surplus[j, c] = -cost[c]
+                value[e] -= cost[c]
+            else:
+                total += cost[c]
+    return total
 
 
 @compiled
@@ -212,7 +226,7 @@ def best_point(
     The slope in ln b is earnings' slope less nu b; Newton on the logarithm of their ratio.
     """
     top = log(high)
-    bottom = log(low) if low > 0.0 else -inf
+    bottom = max(log(low), top - DEEPEST) if low > 0.0 else top - DEEPEST
     u = min(max(start, bottom), top)
     for _ in range(POINT_STEPS):
         time, first, second = log_time_terms(exp(u), bits_down, c_down, bits_up, c_up)
@@ -222,7 +236,7 @@ def best_point(
             u = top
             break
         if gain <= 0.0:
-            u = max(u - 3.0, bottom)
+            u = bottom
             break
         ratio = log(gain / nu) - u
         bend = second / first - 2.0 * first / seconds - 1.0
@@ -233,8 +247,6 @@ def best_point(
             u = moved
             break
         u = moved
-        if u < top - 200.0:
-            break
     time, _, _ = log_time_terms(exp(u), bits_down, c_down, bits_up, c_up)
     return weight / (time + compute) - nu * exp(u), u
 
@@ -284,42 +296,43 @@ def device_term(
         Value; its derivative in the seconds; the best set (-1 if none, below the number of members a
         single one, above that the first ``chosen - members + 2``); ln of its bandwidth.
     """
-    high = min(link.high[k], link.total)
     best = -nu * link.low[k]
     rate, chosen, where = 0.0, -1, point
-    rays = 1 if least == most else 2
     size = members.size
-    for n in range(2 * size - 1):
-        # Singles first, then sets of two and more.
-        awake, earned = 0.0, 0.0
-        if n < size:
-            awake, earned = activation[members[n]], value[members[n]]
-        else:
-            for r in range(n - size + 2):
-                awake += activation[members[r]]
-                earned += value[members[r]]
+    # What a device earns with tokens in so many seconds is convex in them: below its chord.
+    first = seconds - scale * activation[members].min()
+    last = max(seconds - scale * activation[members].sum(), 0.0)
+    if first < 0.0 and scale == 1.0:
+        return best, rate, chosen, where
+    first = max(first, 0.0)
+    at_last, pace, where = _earned(
+        k, i, last, send, work, nu, link, link_time, free, least, most, point
+    )
+    at_first = at_last
+    if first > last:
+        at_first, _, _ = _earned(k, i, first, send, work, nu, link, link_time, free, least, most, where)
+    known, known_pace, known_where = last, pace, where
+    for n in range(2 * size - 2, -1, -1):
+        # Sets of two and more, the largest first; then singles.
+        awake, earned = _set_value(n, members, activation, value)
         left = seconds - scale * awake
         if left < 0.0:
             if scale == 1.0:
                 continue  # cannot be active by the deadline
             left = 0.0
-        for ray in range(rays):
-            c = most if ray else least
-            if free:
-                term, u = best_point(
-                    (send + work * c) * left, c, nu, link.bits_down, link.c_down[i, k], link.bits_up,
-                    link.c_up[i, k], link.low[k], high, point,
-                )  # fmt: skip
-                pace = (term + nu * exp(u)) / left if left > 0.0 else 0.0
-            else:
-                pace, u = (send + work * c) / (link_time[i, k] + c), point
-                term = pace * left
-            if term + scale * earned > best:
-                best, rate, chosen, where = term + scale * earned, pace, n, u
-        if awake == 0.0 and n < size and value[members[n]] == 0.0 and size > 1 and (
-            _all_free(members, activation, value)
-        ):
-            break
+        chord = at_last
+        if first > last:
+            chord += (at_first - at_last) * (left - last) / (first - last)
+        if chord + scale * earned <= best:
+            continue
+        term, pace, where = at_last, known_pace, known_where
+        if left != known:
+            term, pace, where = _earned(
+                k, i, left, send, work, nu, link, link_time, free, least, most, known_where
+            )
+        if term + scale * earned > best:
+            best, rate, chosen, point = term + scale * earned, pace, n, where
+    where = point
     if size > 1 and scale == 1.0:
         packed = _packed(seconds, scale, members, activation, value) - nu * link.low[k]
         if packed > best:
@@ -328,12 +341,50 @@ def device_term(
 
 
 @compiled
-def _all_free(members: np.ndarray, activation: np.ndarray, value: np.ndarray) -> bool:
-    """Whether no expert of a device costs or earns anything by being active."""
-    for r in range(members.size):
-        if activation[members[r]] != 0.0 or value[members[r]] != 0.0:
-            return False
-    return True
+def _earned(
+    k: int,
+    i: int,
+    left: float,
+    send: float,
+    work: float,
+    nu: float,
+    link: Link,
+    link_time: np.ndarray,
+    free: bool,
+    least: float,
+    most: float,
+    point: float,
+) -> tuple[float, float, float]:
+    """Most that tokens earn in ``left`` seconds less the bandwidth; earnings per second; ln bandwidth."""
+    best, pace, where = -inf, 0.0, point
+    for ray in range(1 if least == most else 2):
+        c = most if ray else least
+        if free:
+            term, u = best_point(
+                (send + work * c) * left, c, nu, link.bits_down, link.c_down[i, k], link.bits_up,
+                link.c_up[i, k], link.low[k], min(link.high[k], link.total), point,
+            )  # fmt: skip
+            earned = (term + nu * exp(u)) / left if left > 0.0 else 0.0
+        else:
+            earned, u = (send + work * c) / (link_time[i, k] + c), point
+            term = earned * left
+        if term > best:
+            best, pace, where = term, earned, u
+    return best, pace, where
+
+
+@compiled
+def _set_value(
+    n: int, members: np.ndarray, activation: np.ndarray, value: np.ndarray
+) -> tuple[float, float]:
+    """Activation time and value of set ``n``: one member, or from ``members.size`` on the first few."""
+    if n < members.size:
+        return activation[members[n]], value[members[n]]
+    awake, earned = 0.0, 0.0
+    for r in range(n - members.size + 2):
+        awake += activation[members[r]]
+        earned += value[members[r]]
+    return awake, earned
 
 
 @compiled
@@ -397,12 +448,13 @@ def block_deadline(
     value: np.ndarray,
     least: np.ndarray,
     most: np.ndarray,
+    precision: float,
     points: np.ndarray,
 ) -> float:
     """Largest deadline that prices rule out: root of paid - sum of device terms - nu * total.
 
     Safeguarded Newton; what is returned is ruled out by a margin above rounding. 0 if nothing is.
-    ``points`` (devices,) holds ln of bandwidths, updated.
+    ``precision`` is relative; ``points`` (devices,) holds ln of bandwidths, updated.
     """
     above, below = inf, 0.0
     deadline = start
@@ -416,14 +468,14 @@ def block_deadline(
             below = deadline
         else:
             above = deadline
-        if above - below <= 4e-12 * above:
+        if above < inf and above - below <= precision * above:
             break
         moved = deadline + (excess - 2.0 * margin) / slope if slope > 0.0 else -1.0
         # Terms jump where a further set of experts fits; then Newton must not leave the bracket.
         if not below < moved < above:
             moved = 0.5 * (below + above) if above < inf else 2.0 * deadline
-        elif excess <= margin and abs(moved - deadline) <= 1e-11 * deadline:
-            moved = deadline * (1.0 - 2e-12)
+        elif excess <= margin and abs(moved - deadline) <= precision * deadline:
+            moved = max(moved - 0.5 * precision * deadline, 0.5 * (below + moved))
         deadline = moved
         if above < 1e-12 * start:
             return 0.0

@@ -62,9 +62,18 @@ def share_bound(
             )  # fmt: skip
             earned[g] += term
             points[k] = where
+    return share_minimum(paid, offset, grid, earned)[0]
+
+
+@compiled
+def share_minimum(
+    paid: float, offset: float, grid: np.ndarray, earned: np.ndarray
+) -> tuple[float, float, int]:
+    """Least of T + paid x - chord over all pieces; the x and the piece where it is taken."""
     if grid.size == 1:
-        return offset + 2.0 * sqrt(max(paid, 0.0)) - earned[0]
-    best = inf
+        root = sqrt(max(paid, 0.0))
+        return offset + 2.0 * root - earned[0], 1.0 / max(root, 1e-300), 0
+    best, where, piece = inf, grid[-1], 0
     for g in range(grid.size - 1):
         first, last = grid[g], grid[g + 1]
         if last <= first:
@@ -74,5 +83,7 @@ def share_bound(
         x = last
         if lean > 0.0:
             x = min(max(1.0 / sqrt(lean), first), last)
-        best = min(best, offset + 1.0 / x + lean * x - earned[g] + slope * first)
-    return best
+        value = offset + 1.0 / x + lean * x - earned[g] + slope * first
+        if value < best:
+            best, where, piece = value, x, g
+    return best, where, piece

@@ -21,16 +21,21 @@ from wdmoe_opt.floors import repair_floors
 from wdmoe_opt.kernels.pricing import busy_times, count_loads
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point, Termination
-from wdmoe_opt.relaxation import Proof, Relaxation, Stage
+from wdmoe_opt.relaxation import LEAD, PROVE, Proof, Relaxation, join
 from wdmoe_opt.search import Search, groups, start_selection
 from wdmoe_opt.solvers.deadline import Deadline
 from wdmoe_opt.validation import RealArray
 
-#: Ever narrower smoothing; the first stages only lead to the bounds of the later ones.
-LEAD = (Stage(0.5, 0.1, 6, 0.1), Stage(0.3, 0.02, 6, 0.05))
-PROVE = (Stage(0.2, 1e-3, 6, 0.02), Stage(0.07, 1e-4, 6, 0.01), Stage(0.03, 1e-5, 6, 0.01))
 #: Exact trades after rounding.
 TRADES = 60
+#: Bandwidths near the best one that are tried where blocks share it, and how far they lie, in logarithms.
+TREMBLES, TREMBLE_WIDTHS = 8, (3e-3, 1e-3, 3e-4)
+#: A round of alternation that improves by less than this part is the last.
+ROUND_PROGRESS = 1e-5
+#: Tokens up to which local search and ascent pay.
+POLISH_TOKENS = 256
+#: Ascent steps on each block where the stages leave a gap.
+ASCENT = 80
 
 
 def certified(problem: Problem, control: Control) -> Point:
@@ -77,7 +82,7 @@ class Group:
         self, problem: Problem, rows: slice, plain: NDArray[np.bool_], control: Control, deadline: Deadline
     ) -> None:
         self.problem, self.rows, self.plain = problem, rows, plain
-        self.rel_gap, self.deadline = control.rel_gap, deadline
+        self.rel_gap, self.seed, self.deadline = control.rel_gap, control.seed, deadline
         self.relaxation = Relaxation(problem, rows)
         self.keep = plain[rows]
         self.value = np.inf
@@ -95,20 +100,35 @@ class Group:
         return self.value - self.lower <= self.rel_gap * self.value
 
     def run(self) -> None:
-        """Prices, bounds and selections at ever narrower smoothing, then polish."""
+        """Prices, bounds and selections at ever narrower smoothing, then searches and ascent."""
         relaxation = self.relaxation
         relaxation.start(self.plain)
         relaxation.first_retention_price(LEAD[0].width)
         for stage in LEAD:
             relaxation.settle(stage)
+        relaxation.hold()
         for stage in PROVE:
             residual = relaxation.settle(stage)
             relaxation.bound()
-            self._select()
+            self._round()
             self.note(f"width {stage.width:g}, residual {residual:.1e}")
-            if self.closed or self.deadline.left == 0.0:
+            if self.done:
                 return
-        self._polish()
+        for step in (self._alternate, self._polish, self._ascend):
+            step()
+            if self.done:
+                return
+
+    @property
+    def done(self) -> bool:
+        """Whether the gap is closed or the time is up."""
+        return self.closed or self.deadline.left == 0.0
+
+    @property
+    def traded(self) -> bool:
+        """Whether exact trades apply: one block, free bandwidth, one transfer per pair."""
+        by_device = self.problem.tables.by_device
+        return self.relaxation.free and self.relaxation.blocks == 1 and not by_device
 
     def note(self, step: str) -> None:
         """Add a line to the trace."""
@@ -116,8 +136,15 @@ class Group:
             {"block": self.rows.start, "step": step, "objective": self.value, "bound": self.lower}
         )
 
-    def _select(self) -> None:
-        """Round, repair where a floor is missed, trade; keep the selection if it is the best."""
+    def _accept(self, keep: NDArray[np.bool_], value: float, bandwidth: RealArray | None) -> bool:
+        """Keep a point if it is the best so far."""
+        better = value < self.value
+        if better:
+            self.keep, self.value, self.bandwidth = keep.copy(), value, bandwidth
+        return better
+
+    def _round(self) -> None:
+        """Round the prices to a selection, repaired where a floor is missed, with trades where they apply."""
         problem, relaxation = self.problem, self.relaxation
         keep = relaxation.round()
         kept = (keep * relaxation.share).sum(axis=2)
@@ -127,32 +154,70 @@ class Group:
             whole = self.plain.copy()
             whole[self.rows] = keep
             keep = repair_floors(problem, whole)[self.rows]
-        value, bandwidth = self._price(keep)
-        if value < self.value:
-            self.keep, self.value, self.bandwidth = keep, value, bandwidth
-
-    def _price(self, keep: NDArray[np.bool_]) -> tuple[float, RealArray | None]:
-        """Exact latency, after trades where those apply."""
-        problem, t = self.problem, self.problem.tables
-        sent = np.empty((keep.shape[0], t.low.size))
-        load = np.empty((keep.shape[0], t.expert_device.size), dtype=np.int64)
+        if not self.traded:
+            search = Search(problem, self.rows, keep)
+            self._accept(search.keep, search.value, search.bandwidth)
+            return
+        t = problem.tables
+        sent = np.empty((1, t.low.size))
+        load = np.empty((1, t.expert_device.size), dtype=np.int64)
         count_loads(t.ids[self.rows], keep, t.expert_device, t.by_device, load, sent)
-        busy = np.empty(sent.shape)
+        busy, out = np.empty(sent.shape), np.empty(t.low.size)
         busy_times(load, sent, t.expert_device, t.compute, t.activation, t.link_delay, busy)
-        if self.relaxation.free and keep.shape[0] == 1 and not t.by_device:
-            out = np.empty(t.low.size)
-            stop = self.lower * (1 + 0.5 * self.rel_gap)
-            return self.relaxation.trade(keep, load, sent, busy, TRADES, stop, out), out
-        search = Search(problem, self.rows, keep)
-        return search.value, search.bandwidth
+        stop = self.lower * (1 + 0.5 * self.rel_gap)
+        value = relaxation.trade(keep, load, sent, busy, TRADES, stop, out)
+        self._accept(keep, value, out)
+
+    def _alternate(self) -> None:
+        """Selection at the relaxed bandwidth, bandwidth at the selection, in turn; then from nearby ones.
+
+        Where blocks share bandwidth, each block's last token decides about its latency, so a little
+        more bandwidth here than there lets other numbers of tokens fit.
+        """
+        if self.traded:
+            return
+        search = Search(self.problem, self.rows, self.plain[self.rows])
+        bandwidth = self.relaxation.bandwidth
+        rng = np.random.default_rng(self.seed)
+        for attempt in range(TREMBLES if self.relaxation.free else 1):
+            best = np.inf
+            while True:
+                if self.relaxation.free:
+                    search.bandwidth, search.hold = bandwidth[None, :].copy(), True
+                search.start(self.plain[self.rows])
+                search.shed(1)
+                search.hold = False
+                search.value = search.price()
+                self._accept(search.keep, search.value, search.bandwidth)
+                if not search.value < best * (1 - ROUND_PROGRESS) or self.done:
+                    break
+                best = search.value
+                if self.relaxation.free:
+                    assert search.bandwidth is not None
+                    bandwidth = search.bandwidth[0]
+            if self.done or not self.relaxation.free:
+                break
+            assert self.bandwidth is not None
+            size = TREMBLE_WIDTHS[attempt % len(TREMBLE_WIDTHS)]
+            bandwidth = self.bandwidth[0] * np.exp(rng.normal(0.0, size, self.bandwidth.shape[1]))
+            bandwidth = self.relaxation.within_limits(bandwidth)
+        self.note("alternation")
 
     def _polish(self) -> None:
-        """Local search from the best selection so far."""
+        """Local search from the best selection so far, where a single token matters."""
+        if self.relaxation.tokens > POLISH_TOKENS:
+            return
         search = Search(self.problem, self.rows, self.keep)
         search.polish(lambda: self.deadline.left == 0.0)
-        if search.value < self.value:
-            self.keep, self.value, self.bandwidth = search.keep, search.value, search.bandwidth
+        self._accept(search.keep, search.value, search.bandwidth)
         self.note("local search")
+
+    def _ascend(self) -> None:
+        """Raise the bound where few tokens make it jagged."""
+        if self.relaxation.tokens > POLISH_TOKENS:
+            return
+        self.relaxation.improve(self.keep, ASCENT)
+        self.note("ascent")
 
 
 def _point(problem: Problem, control: Control, done: list[Group]) -> Point:
@@ -179,8 +244,8 @@ def _point(problem: Problem, control: Control, done: list[Group]) -> Point:
 
 def assemble(problem: Problem, proofs: list[Proof]) -> Certificate:
     """One certificate from the proofs of all groups."""
-    if len(proofs) == 1 and proofs[0].send.shape[0] > 1:
-        proof = proofs[0]
+    proof = proofs[0]
+    if proof.form == "shared":
         floor = None
         if proof.floor is not None:
             floor = Certificate(form="deadline", deadline=proof.floor.deadline, **_prices(problem, [proof.floor]))

@@ -1,0 +1,135 @@
+"""Bounds on the weight-to-latency ratio, from above, in double precision; see docs/certificates.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wdmoe_opt.certificates.check import Prices, Verdict, deadline_failures, dearest_bandwidth
+from wdmoe_opt.certificates.devices import device_bound, fitting_terms, link
+from wdmoe_opt.certificates.facts import EPS
+from wdmoe_opt.certificates.tokens import CHUNK, ENUMERATED, subsets_of
+
+if TYPE_CHECKING:
+    from wdmoe_opt.certificates.certificate import Certificate
+    from wdmoe_opt.certificates.facts import Facts
+    from wdmoe_opt.validation import RealArray
+
+
+def ratio_verdict(facts: Facts, c: Certificate) -> Verdict:
+    """Mean over blocks of the claimed ratios, if no latency lets any block exceed its own."""
+    assert c.ratio is not None
+    assert c.weight is not None
+    assert c.grid is not None
+    if not (c.ratio > 0).all():
+        return Verdict(np.inf, ("the certificate claims too much: every ratio must be greater than 0",))
+    failures: list[str] = []
+    lowest = facts.after
+    if c.floor is not None:
+        failures += [f"floor: {text}" for text in deadline_failures(facts, c.floor)]
+        assert c.floor.deadline is not None
+        lowest = np.maximum(lowest, c.floor.deadline)
+    # Beyond this latency even all the weight gives a smaller ratio.
+    highest = most_weight(facts) / c.ratio * (1 + 4 * EPS)
+    covered = (c.grid[:, 0] <= lowest) & (c.grid[:, -1] >= highest)
+    failures += [
+        f"block {i}: the grid does not cover every possible latency" for i in np.flatnonzero(~covered)
+    ]
+    margin = _least_margins(facts, c)
+    failures += [
+        f"block {i}: a ratio above {c.ratio[i]:.9g} /s is not proved out of reach (margin {margin[i]:.3g})"
+        for i in np.flatnonzero(~(margin > 0))
+    ]
+    if failures:
+        return Verdict(np.inf, tuple(failures))
+    return Verdict(mean_up(c.ratio))
+
+
+def _least_margins(facts: Facts, c: Certificate) -> RealArray:
+    """Least of ``tokens + weight ratio T - worth - bandwidth`` over all ends of pieces, (blocks,)."""
+    assert c.ratio is not None
+    assert c.weight is not None
+    assert c.grid is not None
+    prices = Prices.of(facts, c)
+    grid = c.grid.T if c.grid.shape[1] > 1 else np.repeat(c.grid.T, 2, axis=0)
+    budget = dearest_bandwidth(prices.device.bandwidth, facts.low, facts.high, facts.budget)
+    # Sets are those that fit the end of a piece; so the worth is convex over the piece.
+    terms = fitting_terms(facts, prices.sets, grid[1:])
+    least = np.full(budget.shape, np.inf)
+    for t in (grid[:-1], grid[1:]):
+        worth = device_bound(facts, prices.device, terms, t, np.ones(t.shape), limits=False, refine=True)
+        size = np.where(np.isfinite(worth), np.abs(worth), 0.0).sum(axis=-1)
+        known = np.where(np.isfinite(prices.tokens), np.abs(prices.tokens), 0.0)
+        earned = c.weight * c.ratio * t
+        rounding = (worth.shape[-1] + 12) * EPS * (size + known + earned + budget)
+        with np.errstate(invalid="ignore"):
+            margin = prices.tokens + earned - worth.sum(axis=-1) - budget - rounding
+        least = np.minimum(least, np.where(np.isnan(margin), -np.inf, margin).min(axis=0))
+    return least
+
+
+def most_weight(facts: Facts) -> RealArray:
+    """Most gate weight a selection keeps, rounded up, (blocks,)."""
+    ordered = -np.sort(-facts.weight, axis=0)[: facts.cap]
+    weight: RealArray = ordered.sum(axis=(0, 2)) * (1 + ordered[:, 0].size * EPS)
+    return weight
+
+
+def mean_up(values: RealArray) -> float:
+    """Mean, rounded up where there is anything to round."""
+    if values.size == 1:
+        return float(values[0])
+    return float(values.mean() + (values.size + 4) * EPS * np.abs(values).mean())
+
+
+# ---------------------------------------------------------------------- ratio per token
+
+
+def token_ratio_verdict(facts: Facts, c: Certificate) -> Verdict:
+    """Mean over tokens of the best mean ratio, where retention is paid for."""
+    assert c.retention is not None
+    candidates, _, tokens = facts.pair.shape
+    ratio = _pair_ratios(facts)
+    if candidates <= ENUMERATED:
+        best = _best_options(facts, c.retention, ratio)
+    else:
+        kept = -np.sort(-facts.share, axis=0)[: facts.cap]
+        best = ratio.max(axis=0) + c.retention[:, None] * kept.sum(axis=0)
+    paid = c.retention * facts.mean_floor
+    size = best.mean(axis=1) + paid
+    bound = best.mean(axis=1) - paid + (tokens + 4 * candidates + 64) * EPS * size
+    if not np.isfinite(bound).all():
+        return Verdict(np.inf, ("a token has no option, or one that takes no time",))
+    return Verdict(mean_up(bound))
+
+
+def _pair_ratios(facts: Facts) -> RealArray:
+    """Gate weight over a token's time, (m, blocks, tokens); 0 where not allowed."""
+    time, _, _ = link(facts, facts.high[:, :, None])
+    with np.errstate(divide="ignore"):
+        rate = 1 / (time[:, facts.hosts, 0] + facts.expert_compute)
+    none = np.zeros((rate.shape[0], 1))
+    ratios: RealArray = facts.weight * np.concatenate([rate, none], axis=1).ravel()[facts.pair]
+    return ratios
+
+
+def _best_options(facts: Facts, retention: RealArray, ratio: RealArray) -> RealArray:
+    """Largest ``mean ratio + price of retention`` over a token's options, (blocks, tokens)."""
+    candidates, blocks, tokens = ratio.shape
+    subsets = subsets_of(candidates, facts.cap)
+    chosen = subsets.astype(np.float64)
+    mean = chosen / chosen.sum(axis=1, keepdims=True)
+    kept, flat = facts.share.reshape(candidates, -1), ratio.reshape(candidates, -1)
+    absent = (facts.pair % (facts.experts + 1) == facts.experts).reshape(candidates, -1)
+    price, floor = np.repeat(retention, tokens), np.repeat(facts.token_floor, tokens)
+    best = np.empty(blocks * tokens)
+    step = max(1, CHUNK // len(subsets))
+    for start in range(0, best.size, step):
+        part = slice(start, start + step)
+        share = chosen @ kept[:, part]
+        value = mean @ flat[:, part] + price[part] * share
+        out = (chosen @ absent[:, part] > 0) | (share < floor[part] - 2 * candidates * EPS)
+        value[out] = -np.inf
+        best[part] = value.max(axis=0)
+    return best.reshape(blocks, tokens)

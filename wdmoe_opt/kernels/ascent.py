@@ -1,0 +1,268 @@
+"""Better prices for one block by ascent: where tokens are few, bounds are jagged and Newton stops short.
+
+The bound of a block is the minimum of functions that are linear in its prices, so at any prices the
+tokens' choices and the devices' best sets and bandwidths give a direction of ascent (what is charged less
+what is earned). Steps aim at a value that cannot be exceeded, the latency of a known selection (Polyak's
+rule), taken in the logarithms of the prices, and shorten when they stop helping.
+"""
+
+from __future__ import annotations
+
+from math import exp, inf
+
+import numpy as np
+
+from wdmoe_opt.kernels.bounds import block_deadline, device_term, order_members, token_bound
+from wdmoe_opt.kernels.compiled import compiled
+from wdmoe_opt.kernels.price_newton import Link
+from wdmoe_opt.kernels.share_bound import share_minimum
+
+#: Steps without progress after which they are halved, first length, length at which to stop.
+PATIENCE, FIRST_LENGTH, LAST_LENGTH = 6, 1.0, 0.02
+#: Relative precision of deadlines on the way.
+COARSE = 1e-6
+#: Largest step of the logarithm of a price.
+MOVE = 0.3
+
+
+@compiled
+def ascend(
+    ids: np.ndarray,
+    share: np.ndarray,
+    hosts: np.ndarray,
+    compute: np.ndarray,
+    activation: np.ndarray,
+    wakes: np.ndarray,
+    usable: np.ndarray,
+    by_device: bool,
+    floor: float,
+    cap: int,
+    needed: float,
+    link: Link,
+    link_time: np.ndarray,
+    free: bool,
+    i: int,
+    offset: float,
+    grid: np.ndarray,
+    least: np.ndarray,
+    most: np.ndarray,
+    target: float,
+    steps: int,
+    seconds: np.ndarray,
+    second: np.ndarray,
+    prices: np.ndarray,
+    nu: np.ndarray,
+    points: np.ndarray,
+) -> float:
+    """Raise the bound of block ``i`` alone, or of its share (fixed bandwidth prices).
+
+    Parameters
+    ----------
+    ids, share : arrays (tokens, m)
+    offset, grid : float, s; float array (g,)
+        Of the shared form; an empty grid asks for the deadline of the block alone.
+    target : float, s
+        Value that the bound cannot exceed.
+    seconds : float array (devices,), s
+        Time of a transfer on air that ``second`` refers to.
+    second : float array (devices,), updated
+        Price of a device second: a transfer costs ``seconds * second``.
+    prices : float array (2,), updated
+        Price of retention and, for the block alone, of bandwidth.
+    nu : float array (devices,)
+        Bandwidth prices of the shared form.
+    points : float array (devices,), updated
+        ln of bandwidths.
+
+    Returns
+    -------
+    float
+        Best bound; ``second`` and ``prices`` are those that prove it.
+    """
+    devices = second.size
+    experts = hosts.size
+    surplus, value = np.empty(ids.shape), np.empty(experts)
+    used, kept = np.empty((2, experts)), np.empty((2, experts))
+    slope = np.empty(devices + 2)
+    best, bound = -inf, 0.0
+    best_second, best_prices = second.copy(), prices.copy()
+    length, stale = FIRST_LENGTH, 0
+    pair, send = np.empty(experts), np.empty(devices)
+    for _ in range(steps):
+        for k in range(devices):
+            send[k] = seconds[k] * second[k]
+        for e in range(experts):
+            pair[e] = second[hosts[e]] * compute[e]
+        paid = token_bound(
+            ids, share, hosts, send, pair, by_device, prices[0], floor, cap, wakes, surplus, value, used, kept
+        )
+        paid += prices[0] * needed
+        members, ends = order_members(hosts, activation, value, usable, devices)
+        if grid.size == 0:
+            bound = block_deadline(
+                i, paid, bound if bound > 0.0 else target, send, second, prices[1], link, link_time, free, members, ends, activation,
+                value, least, most, COARSE, points,
+            )  # fmt: skip
+            _deadline_slope(
+                i, bound, prices, send, second, link, link_time, free, members, ends, activation, value, used,
+                kept, needed, least, most, points, slope,
+            )  # fmt: skip
+        else:
+            bound = _share_slope(
+                i, paid, offset, grid, prices, send, second, nu, link, members, ends, activation, value, used,
+                kept, needed, least, most, points, slope,
+            )  # fmt: skip
+        if bound > best * (1.0 + 1e-7) + 1e-300:
+            best = bound
+            best_second[:], best_prices[:] = second, prices
+            stale = 0
+        else:
+            stale += 1
+            if stale > PATIENCE:
+                length *= 0.5
+                stale = 0
+                second[:], prices[:] = best_second, best_prices
+                if length < LAST_LENGTH:
+                    break
+        norm = 0.0
+        for r in range(devices + 2):
+            norm += slope[r] * slope[r]
+        if not (norm > 0.0 and norm < inf):
+            break
+        step = length * max(target - bound, 1e-6 * target) / norm
+        for k in range(devices):
+            second[k] *= exp(min(max(step * slope[k], -MOVE), MOVE))
+        for r in range(2):
+            prices[r] *= exp(min(max(step * slope[devices + r], -MOVE), MOVE))
+    second[:], prices[:] = best_second, best_prices
+    return best
+
+
+@compiled
+def _set_sums(
+    n: int, members: np.ndarray, activation: np.ndarray, used: np.ndarray, kept: np.ndarray
+) -> tuple[float, float, float]:
+    """Activation time of a chosen set, and what its tokens are charged and keep."""
+    awake, charged, held = 0.0, 0.0, 0.0
+    for r in range(members.size):
+        e = members[r]
+        chosen = r == n if n < members.size else r <= n - members.size + 1
+        if chosen:
+            awake += activation[e]
+            charged += used[0, e]
+            held += kept[0, e]
+        charged += used[1, e]
+        held += kept[1, e]
+    return awake, charged, held
+
+
+@compiled
+def _deadline_slope(
+    i: int,
+    deadline: float,
+    prices: np.ndarray,
+    send: np.ndarray,
+    second: np.ndarray,
+    link: Link,
+    link_time: np.ndarray,
+    free: bool,
+    members: np.ndarray,
+    ends: np.ndarray,
+    activation: np.ndarray,
+    value: np.ndarray,
+    used: np.ndarray,
+    kept: np.ndarray,
+    needed: float,
+    least: np.ndarray,
+    most: np.ndarray,
+    points: np.ndarray,
+    slope: np.ndarray,
+) -> None:
+    """Fill d deadline / d ln (device seconds, retention, bandwidth), by the implicit function theorem."""
+    devices = second.size
+    slope[devices] = needed
+    slope[devices + 1] = -link.total
+    pace = 0.0
+    for k in range(devices):
+        slope[k] = 0.0
+        own = members[ends[k] : ends[k + 1]]
+        if own.size == 0:
+            continue
+        time = deadline - link.delay[k]
+        _, rate, n, where = device_term(
+            k, i, time, 1.0, send[k], second[k], prices[1], link, link_time, free, own, activation, value,
+            least[k], most[k], points[k],
+        )  # fmt: skip
+        awake, charged, held = _set_sums(n, own, activation, used, kept)
+        slope[k] = charged
+        slope[devices] -= held
+        if n >= 0:
+            slope[k] -= rate * max(time - awake, 0.0)
+            slope[devices + 1] += exp(where)
+            pace += rate
+    slope[devices] *= prices[0]
+    slope[devices + 1] *= prices[1]
+    for r in range(devices + 2):
+        slope[r] /= max(pace, 1e-300)
+
+
+@compiled
+def _share_slope(
+    i: int,
+    paid: float,
+    offset: float,
+    grid: np.ndarray,
+    prices: np.ndarray,
+    send: np.ndarray,
+    second: np.ndarray,
+    nu: np.ndarray,
+    link: Link,
+    members: np.ndarray,
+    ends: np.ndarray,
+    activation: np.ndarray,
+    value: np.ndarray,
+    used: np.ndarray,
+    kept: np.ndarray,
+    needed: float,
+    least: np.ndarray,
+    most: np.ndarray,
+    points: np.ndarray,
+    slope: np.ndarray,
+) -> float:
+    """Bound of the shared form, and fill its slopes at the x that decides it."""
+    devices = second.size
+    earned = np.zeros(grid.size)
+    charge, capacity = np.zeros((grid.size, devices)), np.zeros((grid.size, devices))
+    holding = np.zeros(grid.size)
+    dummy = np.zeros((1, 1))
+    for g in range(grid.size):
+        x = grid[g]
+        for k in range(devices):
+            own = members[ends[k] : ends[k + 1]]
+            if own.size == 0:
+                earned[g] -= nu[k] * link.low[k]
+                continue
+            time = 1.0 + (offset - link.delay[k]) * x
+            term, rate, n, points[k] = device_term(
+                k, i, time, x, send[k], second[k], nu[k], link, dummy, True, own, activation, value, least[k],
+                most[k], points[k],
+            )  # fmt: skip
+            earned[g] += term
+            awake, charge[g, k], held = _set_sums(n, own, activation, used, kept)
+            holding[g] += held
+            if n >= 0:
+                capacity[g, k] = rate * max(time - x * awake, 0.0)
+    bound, x, g = share_minimum(paid, offset, grid, earned)
+    part = 0.0
+    h = min(g + 1, grid.size - 1)
+    if h > g:
+        part = (x - grid[g]) / (grid[h] - grid[g])
+    # Charges of active experts count x times wherever the deciding set holds them.
+    slope[devices] = needed * x - (1.0 - part) * grid[g] * holding[g] - part * grid[h] * holding[h]
+    slope[devices] *= prices[0]
+    slope[devices + 1] = 0.0
+    for k in range(devices):
+        slope[k] = (1.0 - part) * (grid[g] * charge[g, k] - capacity[g, k]) + part * (
+            grid[h] * charge[h, k] - capacity[h, k]
+        )
+    return bound
