@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import doctest
 import json
+import re
 import sys
 import warnings
 from dataclasses import replace
@@ -100,6 +101,19 @@ def test_enumerated_optimum_lies_between_the_curves(seed: int, request_fields: d
     front = wo.frontier(problem, points=5)
     check(front)
     for retention in (*front.floors, *(0.7 * front.floors[1:] + 0.3 * front.floors[:-1])):
+        best = wo.solve(problem.replace(min_retention=retention), "enumerate").latency
+        assert front.bound_at(retention) <= best * (1 + 1e-9)
+        assert front.latency_at(retention) >= best * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_enumerated_optimum_of_blocks_that_share_bandwidth(seed: int) -> None:
+    """The floor holds for every block, and the curves enclose the least total latency."""
+    shape = Shape(tokens=3, blocks=2, devices=3, top_k=2, columns=2)
+    problem = wo.Problem(wo.Instance.from_arrays(**random_arrays(shape, seed)))
+    front = wo.frontier(problem, points=4)
+    check(front)
+    for retention in (*front.floors, *(0.5 * front.floors[1:] + 0.5 * front.floors[:-1])):
         best = wo.solve(problem.replace(min_retention=retention), "enumerate").latency
         assert front.bound_at(retention) <= best * (1 + 1e-9)
         assert front.latency_at(retention) >= best * (1 - 1e-9)
@@ -257,6 +271,19 @@ def test_examples() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert doctest.testmod(pareto).failed == 0
+
+
+def test_documented_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/frontier.md runs, and its pictures are there."""
+    pytest.importorskip("matplotlib")
+    page = (Path(__file__).parents[1] / "docs/frontier.md").read_text("utf-8")
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", page):
+        assert (Path(__file__).parents[1] / "docs" / picture).stat().st_size < 100_000
+    code = re.search(r"```python\n(.*?)```", page, re.S)
+    assert code
+    monkeypatch.chdir(tmp_path)
+    exec(code[1], {})
+    assert (tmp_path / "frontier.svg").exists()
 
 
 def test_frame_and_text(front: wo.Frontier) -> None:

@@ -284,16 +284,18 @@ def mark_words(mark: Mark) -> str:
     if mark.conflict:
         return f"not comparable, it breaks {mark.conflict}"
     if mark.lower_bound == 0 < mark.latency:
-        if mark.saving < 5e-4:
-            return "leaves nothing known on the table"
-        part = f"at least {mark.saving:.1%}"
+        part = "nothing known" if mark.saving < 5e-4 else f"at least {_percent(mark.saving)}"
     elif mark.saving < 5e-4:
-        part = f"at most {mark.gap:.2%}"
+        part = f"at most {_percent(mark.gap)}"
     elif mark.gap - mark.saving < 1e-3:
-        part = f"{mark.saving:.1%}"
+        part = _percent(mark.saving)
     else:
-        part = f"{mark.saving:.1%} to {mark.gap:.1%}"
+        part = f"{_percent(mark.saving)} to {_percent(mark.gap)}"
     return f"leaves {part} on the table"
+
+
+def _percent(part: float) -> str:
+    return f"{part:.1%}" if part >= 0.01 else f"{part:.2%}"
 
 
 def _assemble(
