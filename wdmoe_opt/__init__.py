@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wdmoe_opt.instance import Instance
     from wdmoe_opt.library import list_instances, load_instance
     from wdmoe_opt.metrics import WLR_READINGS, Evaluation, Violation, evaluate
+    from wdmoe_opt.pareto import Frontier, frontier
     from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
     from wdmoe_opt.registry import (
         Control,
@@ -42,6 +43,7 @@ __all__ = [
     "Certificate",
     "Control",
     "Evaluation",
+    "Frontier",
     "InputError",
     "Instance",
     "InstanceFileError",
@@ -57,6 +59,7 @@ __all__ = [
     "allocate_bandwidth",
     "certify",
     "evaluate",
+    "frontier",
     "gap",
     "list_instances",
     "list_solvers",
@@ -75,6 +78,7 @@ _HOMES = {
     "instance": ("Instance",),
     "library": ("list_instances", "load_instance"),
     "metrics": ("WLR_READINGS", "Evaluation", "Violation", "evaluate"),
+    "pareto": ("Frontier", "frontier"),
     "problem": ("FEASIBILITY_TOLERANCE", "Problem"),
     "registry": ("Control", "Point", "SolverInfo", "Termination", "list_solvers", "register_solver"),
     "solution": ("Solution",),

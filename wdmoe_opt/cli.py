@@ -27,7 +27,7 @@ from wdmoe_opt.report import clean, instance_json, number, plain, solution_json,
 from wdmoe_opt.solving import solve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from rich.console import RenderableType
 
@@ -193,6 +193,68 @@ def certify_command(
 def _printable(line: str) -> str:
     """A line without control characters, its indent kept."""
     return line[: len(line) - len(line.lstrip(" "))] + " ".join(map(clean, line.lstrip(" ").split(" ")))
+@app.command("frontier")
+def frontier_command(
+    context: typer.Context,
+    name: Name,
+    points: Annotated[int, typer.Option(help="Floors of the even grid.")] = 11,
+    floors: Annotated[
+        str | None, typer.Option(help="Floors on each block's mean kept gate weight, such as 0.7,0.8,0.95.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="Solver to mark beside the curve; repeatable. Default: topk-uniform, topk, wdmoe."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write, .png, .svg or .pdf.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Table to write.")] = None,
+    min_token_retention: Annotated[float, typer.Option(help="Floor on each token's kept gate weight.")] = 0.0,
+    max_experts: Annotated[int | None, typer.Option(help="Cap on experts per token.")] = None,
+    candidates: Annotated[str, typer.Option(help="'top-k', or how many leading candidates.")] = "top-k",
+    allocation: Annotated[str, typer.Option(help="shared, per-block or fixed.")] = "shared",
+    dispatch: Annotated[str, typer.Option(help="expert or device.")] = "expert",
+    tokens: Tokens = None,
+    blocks: Blocks = None,
+    start: Start = None,
+    part: Part = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds per floor.")] = None,
+    rel_gap: Annotated[float, typer.Option(help="Relative gap at which a floor is done.")] = 1e-3,
+    threads: Annotated[int, typer.Option(help="Floors solved at the same time.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Find the least latency at every retention, with certified bounds, and what policies leave unused."""
+    from wdmoe_opt.pareto import POLICIES, frontier
+    from wdmoe_opt.pareto_plot import check_target
+    from wdmoe_opt.report import frontier_csv, frontier_json, frontier_view
+
+    if floors is not None and _is_given(context, "points"):
+        raise InputError("--points", "cannot be given together with --floors")
+    asked = None if floors is None else [_number("floors", text) for text in floors.split(",")]
+    if plot is not None:
+        check_target(plot)
+    if csv_file is not None and not csv_file.parent.is_dir():
+        raise InputError("csv", "its folder does not exist", value=str(csv_file))
+    inst = _load(name, tokens, blocks, start, part)
+    problem = Problem(
+        inst,
+        min_token_retention=_floor(context, inst, "min_token_retention", min_token_retention),
+        max_experts=max_experts,
+        candidates=_any(candidates if candidates == "top-k" else _whole("candidates", candidates)),
+        allocation=_any(_allocation(context, inst, allocation)),
+        dispatch=_any(dispatch),
+    )
+    with _counting("solving floor by floor") as progress:
+        front = frontier(
+            problem, asked, points=points, policies=policy or POLICIES, rel_gap=rel_gap,
+            time_limit=time_limit, threads=threads, progress=progress,
+        )  # fmt: skip
+    if plot is not None:
+        front.plot(plot)
+    if csv_file is not None:
+        csv_file.write_text(frontier_csv(front), "utf-8")
+    if as_json:
+        _print_json(frontier_json(front))
+    else:
+        _show(frontier_view(front))
 
 
 @app.command("solvers")
@@ -491,6 +553,19 @@ def _working(what: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error while attached to a terminal, moved by the function that is yielded."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def _print_values(values: dict[str, Any], as_json: bool) -> None:
     """Nested values as JSON, or as a table of dotted keys."""
     if as_json:
@@ -565,11 +640,15 @@ def _typed(name: str, text: str, default: Any) -> Any:
     if isinstance(default, int):
         return _whole(f"option {name}", text)
     if isinstance(default, float):
-        try:
-            return float(text)
-        except ValueError:
-            raise InputError(f"option {name}", "must be a number", value=text) from None
+        return _number(f"option {name}", text)
     return text
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(name, "must be a number", value=text[:40]) from None
 
 
 def _whole(name: str, text: str) -> int:

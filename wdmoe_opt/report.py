@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from wdmoe_opt.instance import Instance
+from wdmoe_opt.problem import Problem
 from wdmoe_opt.solution import Solution
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
+
+    from wdmoe_opt.pareto import Frontier
 
 BAR_WIDTH = 24
 #: Full and empty part of a bar, and what stands for them where the encoding has neither.
@@ -132,7 +137,7 @@ def solution_json(solution: Solution, baseline: Solution, *, selection: bool = F
     e = solution.evaluation
     values: dict[str, Any] = {
         "instance": instance_json(solution.problem.instance),
-        "request": request_json(solution),
+        "request": request_json(solution.problem),
         "method": solution.method,
         "latency_s": solution.latency,
         "block_latency_s": solution.block_latency,
@@ -183,9 +188,8 @@ def instance_json(instance: Instance) -> dict[str, Any]:
     }
 
 
-def request_json(solution: Solution) -> dict[str, Any]:
+def request_json(p: Problem) -> dict[str, Any]:
     """What was asked, as JSON values."""
-    p = solution.problem
     names = (
         "objective", "min_retention", "min_token_retention", "max_experts", "candidates",
         "allocation", "dispatch", "max_latency",
@@ -198,9 +202,91 @@ def request_json(solution: Solution) -> dict[str, Any]:
     return json_values
 
 
+def frontier_json(front: Frontier) -> dict[str, Any]:
+    """Both curves and the policies as JSON values; SI units in the key names."""
+    request = request_json(front.problem)
+    # Every floor of the curve takes its place.
+    del request["min_retention"]
+    values: dict[str, Any] = {
+        "instance": instance_json(front.problem.instance),
+        "request": request,
+        "floors": front.floors,
+        "retention": front.retention,
+        "latency_s": front.latency,
+        "lower_bound_s": front.lower_bound,
+        "gap": front.gap,
+        "bound_kind": "certified",
+        "unreachable": front.unreachable,
+        "policies": [
+            {
+                "method": mark.method,
+                "retention": mark.retention,
+                "latency_s": mark.latency,
+                "known_s": mark.known,
+                "lower_bound_s": mark.lower_bound,
+                "saving": mark.saving,
+                "gap": mark.gap,
+                "conflict": mark.conflict,
+            }
+            for mark in front.marks
+        ],
+    }
+    json_values: dict[str, Any] = plain(values)
+    return json_values
+
+
+def frontier_csv(front: Frontier) -> str:
+    """`Frontier.rows` as comma-separated values with a header."""
+    rows = front.rows()
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+_FLOORS = (
+    Column("floor", "right"),
+    Column("kept", "right", rank=1),
+    Column("latency", "right"),
+    Column("at least", "right"),
+    Column("gap", "right", rank=2),
+    Column("latency", rank=3),
+)
+_POLICIES = (Column("policy"), Column("keeps", "right"), Column("latency", "right"), Column(""))
+
+
+def frontier_view(front: Frontier) -> RenderableType:
+    """Tables for the terminal: a row per floor, then a row per policy."""
+    from wdmoe_opt.pareto import mark_words
+
+    longest = max(float(front.latency.max()), *(mark.latency for mark in front.marks), 0.0)
+    rows: list[tuple[str | Bar, ...]] = []
+    curves = zip(front.floors, front.retention, front.latency, front.lower_bound, front.gap, strict=True)
+    for floor, kept, latency, bound, gap in curves:
+        times = f"{latency * 1e3:.2f} ms", f"{bound * 1e3:.2f} ms"
+        rows.append((f"{floor:.4f}", f"{kept:.4f}", *times, f"{gap:.2%}", _bar(latency, longest)))
+    parts: list[RenderableType] = [_headline(front.problem), Text(), FittedTable(_FLOORS, rows)]
+    if front.marks:
+        policies = [
+            (mark.method, f"{mark.retention:.4f}", f"{mark.latency * 1e3:.2f} ms", mark_words(mark))
+            for mark in front.marks
+        ]
+        parts += [Text(), FittedTable(_POLICIES, policies)]
+    if front.unreachable.size:
+        parts.append(Text(f"out of reach: {', '.join(map(number, front.unreachable.tolist()))}", style="red"))
+    parts.append(Text("at least: certified, whatever keeps the floor or more takes as long", style="dim"))
+    return Group(*parts)
+
+
 def solution_view(solution: Solution, baseline: Solution) -> RenderableType:
     """Tables for the terminal: the comparison with the baseline, then the devices."""
-    parts: list[RenderableType] = [_headline(solution), Text(), _comparison(solution, baseline), Text()]
+    parts: list[RenderableType] = [
+        _headline(solution.problem),
+        Text(),
+        _comparison(solution, baseline),
+        Text(),
+    ]
     if solution.has_point:
         parts.append(_devices(solution))
         parts += [Text(clean(f"violates {violation}"), style="red") for violation in solution.violations]
@@ -212,10 +298,10 @@ def solution_view(solution: Solution, baseline: Solution) -> RenderableType:
     return Group(*parts)
 
 
-def _headline(solution: Solution) -> Text:
-    inst = solution.problem.instance
+def _headline(problem: Problem) -> Text:
+    inst = problem.instance
     sizes = f"{_count(inst.blocks, 'block')}, {_count(inst.devices, 'device')}"
-    if solution.problem.selectable:
+    if problem.selectable:
         sizes = f"{_count(inst.blocks, 'block')}, {_count(inst.tokens, 'token')}, {inst.experts} experts, "
         sizes += f"top-{inst.top_k}, {_count(inst.devices, 'device')}"
     return Text.assemble((clean(inst.name) or "instance", "bold"), f"  {sizes}")
