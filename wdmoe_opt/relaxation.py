@@ -7,9 +7,9 @@ narrower smoothing; any prices prove a bound, the best ones met are kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,14 +39,20 @@ FIRST_BARRIER, LEAST_MULTIPLIER = 0.1, 0.05
 FLOOR_SLACK = 1e-12
 #: Relative precision of the deadline that prices rule out.
 PRECISION = 4e-12
+#: Sharpness that singles out the slowest device.
+SLOWEST = 1e9
+#: Ascent steps of every block between two changes of what a hertz is worth to it.
+JOINT_STEPS = 8
+#: Multiplier that ascent starts from on devices that wait.
+TRACE_MULTIPLIER = 1e-3
 #: Smoothing of the slowest device where bandwidth is fixed.
 SHARPNESS = 20.0
 
 
 #: Residual at which a stage of the Newton iteration is given up.
 ASTRAY = 3.0
-#: Multiplier that ascent starts from on devices that wait.
-TRACE_MULTIPLIER = 0.01
+#: Tokens up to which the number of candidates of a device is worth knowing.
+FEW_TOKENS = 64
 
 
 class Stage(NamedTuple):
@@ -184,7 +190,7 @@ class Relaxation:
         self.problem, self.rows = problem, rows
         self.free = problem.allocation != "fixed"
         allowed = problem.allowed_ids[rows]
-        self.ids = allowed if self.free else np.where(usable(problem)[rows], allowed, np.int32(-1))
+        self.ids = _frozen(allowed if self.free else np.where(usable(problem)[rows], allowed, np.int32(-1)))
         self.share = problem.shares[rows]
         self.blocks, self.tokens, self.columns = self.ids.shape
         self.devices, self.experts = t.low.size, t.expert_device.size
@@ -200,6 +206,12 @@ class Relaxation:
         self.floors = np.asarray(problem.min_token_retention)[rows]
         self.link_time = np.zeros((self.blocks, self.devices)) if self.free else fixed_link_times(problem)[rows]
         self.link_time = np.ascontiguousarray(np.broadcast_to(self.link_time, (self.blocks, self.devices)))
+        #: Seconds per transfer at which bounds are taken: bandwidth may exceed what is fixed by the tolerance.
+        self.quickest = self.link_time
+        if not self.free and t.fixed_link_time is None:
+            given = np.atleast_2d(np.asarray(problem.fixed_bandwidth)) + slack
+            rows_given = given[rows] if given.shape[0] > 1 else given
+            self.quickest = link_times(rows_given, t.bits_down, c_down, t.bits_up, c_up)
         self.loads = np.empty((self.blocks, self.devices))
         self.best: Proof | None = None
         #: About the relaxed solution, after an ascent.
@@ -221,16 +233,31 @@ class Relaxation:
         """Experts whose activation, or their device's delay, costs time, (blocks, experts)."""
         t = self.problem.tables
         costly = (t.activation > 0) | (t.link_delay[t.expert_device] > 0)
-        return np.broadcast_to(costly, (self.blocks, self.experts))
+        return _frozen(np.broadcast_to(costly, (self.blocks, self.experts)))
 
     @cached_property
     def limits(self) -> list[Limits]:
-        """Restrictions of every block; here, none."""
-        none = Limits(
-            np.zeros((0, 0), dtype=np.bool_), np.zeros(self.experts, dtype=np.bool_), np.zeros(self.devices),
-            np.zeros(self.devices, dtype=np.bool_), np.zeros(self.devices), np.full(self.devices, np.inf),
-        )  # fmt: skip
-        return [none] * self.blocks
+        """Restrictions of every block; here, only what follows from the number of candidates."""
+        return [
+            Limits(
+                np.zeros((0, 0), dtype=np.bool_), np.zeros(self.experts, dtype=np.bool_),
+                np.zeros(self.devices), np.zeros(self.devices, dtype=np.bool_), np.zeros(self.devices),
+                self._possible(i),
+            )
+            for i in range(self.blocks)
+        ]  # fmt: skip
+
+    def _possible(self, i: int) -> RealArray:
+        """Most transfers to every device; inf where tokens are many, for there it limits nothing."""
+        if self.tokens > FEW_TOKENS:
+            return np.full(self.devices, np.inf)
+        there = self.ids[i] >= 0
+        device = np.where(there, self.problem.tables.expert_device[np.maximum(self.ids[i], 0)], -1)
+        most = np.empty(self.devices)
+        for k in range(self.devices):
+            here = device == k
+            most[k] = here.any(axis=1).sum() if self.problem.tables.by_device else here.sum()
+        return most
 
     @cached_property
     def items(self) -> Items:
@@ -275,7 +302,23 @@ class Relaxation:
         least[~np.isfinite(least)] = 0.0
         if t.by_device:
             most = self._most_work()
+        for i, limits in enumerate(self.limits):
+            if limits.forced.size:
+                self._settled(i, limits, least[i], most[i])
         return least, most
+
+    def _settled(self, i: int, limits: Limits, least: RealArray, most: RealArray) -> None:
+        """Set the compute time of devices whose load is decided: all that is possible is forced."""
+        t = self.problem.tables
+        there = self.ids[i] >= 0
+        device = np.where(there, t.expert_device[np.maximum(self.ids[i], 0)], -1)
+        for k in range(self.devices):
+            here = device == k
+            if not here.any() or (here & ~limits.forced).any():
+                continue
+            transfers = here.any(axis=1).sum() if t.by_device else here.sum()
+            work = t.compute[self.ids[i][here]].sum() / transfers
+            least[k], most[k] = work, work
 
     def _most_work(self) -> RealArray:
         """Largest compute time that one token can bring to a device, s (blocks, devices)."""
@@ -319,8 +362,11 @@ class Relaxation:
             held = np.bincount(t.expert_device, opened, self.devices) > 0
             wakes[i] &= ~opened
             limits.append(Limits(forced, opened, base, held, part.fewest, part.largest))
-        copy.ids, copy.best = ids, None
-        copy.__dict__["limits"], copy.__dict__["wakes"] = limits, wakes
+        copy.ids, copy.best = _frozen(ids), None
+        limits = [
+            own._replace(largest=np.minimum(own.largest, copy._possible(i))) for i, own in enumerate(limits)
+        ]
+        copy.__dict__["limits"], copy.__dict__["wakes"] = limits, _frozen(wakes)
         copy.mean, copy.awake = np.zeros(ids.shape), np.zeros((self.blocks, self.experts))
         return copy
 
@@ -494,7 +540,7 @@ class Relaxation:
         for i, part in enumerate(tokens):
             proof.deadline[i] = block_deadline(
                 i, part.paid, quote.horizon[i], quote.send[i], quote.second[i], single[i], self.bound_link,
-                self.link_time, self.free, *part.order, t.activation, part.value, least[i], most[i],
+                self.quickest, self.free, *part.order, t.activation, part.value, least[i], most[i],
                 self.limits[i], PRECISION, points[i],
             )  # fmt: skip
         proof.points = np.exp(points)
@@ -539,7 +585,7 @@ class Relaxation:
             idle[i] += np.bincount(self.items.hosts, active, self.devices)
         weight = np.maximum(quote.second.sum(axis=1), 1e-300)
         offset = np.minimum((quote.second * idle).sum(axis=1) / weight, 0.9 * alone)
-        return offset, _grid(1.0 / (horizon - offset), 1.0 / (alone - offset) * (1 + 1e-12))
+        return offset, _grid(1.0 / (horizon - offset), 1.0 / (alone - offset) * (1 + 1e-9))
 
     def _bandwidth_prices(self, work: RealArray) -> RealArray:
         """What a hertz of every device is worth to every block, by its priced loads; sums made equal."""
@@ -561,19 +607,93 @@ class Relaxation:
             At most so many on each block.
         """
         latency = self.latency(keep)
+        assert self.best is not None
+        start = self.multipliers(keep)
+        held = self._held_quote()
         if self.blocks == 1 or not self.free:
-            assert self.best is not None
-            quote = self.ascend(self.best.quote(latency), latency, steps, None)
-            return self._keep(self.prove(quote))
+            quotes = [self.best.quote(latency), held, replace(start, retention=self.best.retention)]
+            first = [self.ascend(quote, latency, max(steps // 4, 1)) for quote in quotes if quote is not None]
+            best = max(first, key=lambda quote: self._keep(self.prove(quote)))
+            return self._keep(self.prove(self.ascend(best, latency, steps)))
         known = self.each_alone(keep, latency, steps)
         self._keep(known)
         if self.wakes.any() and not (known.deadline > 0).all():
             return known.bound
+        price = known.retention
+        for quote in (held, replace(start, retention=price)):
+            if quote is not None:
+                self.ascend_jointly(quote, known, float(latency.sum()), steps)
+        return self.best.bound
+
+    def ascend_jointly(self, quote: Quote, known: Proof | None, goal: float, steps: int) -> tuple[Quote, Proof]:
+        """Ascent on every block's part in turn with what a hertz is worth to it, where blocks share bandwidth.
+
+        Parameters
+        ----------
+        quote : Quote
+        known : Proof or None
+            Of every block alone; needed where activation or delays make device terms depend on the latency.
+        goal : float, s
+            Bound at which to stop.
+        steps : int
+            Of every block in all.
+
+        Returns
+        -------
+        The prices of the best bound met, and its proof; also kept if it is the best of all.
+        """
+        best, proof = quote, self.prove(quote, known)
+        for turn in range(max(steps // JOINT_STEPS, 1)):
+            if proof.bound >= goal:
+                break
+            axis = np.zeros(self.blocks), np.zeros((self.blocks, 1))
+            if known is not None and self.wakes.any():
+                axis = self.axis(quote, known.deadline)
+            own = quote.horizon + (quote.bandwidth * quote.points).sum(axis=1)
+            target = own * max(goal / max(float(quote.horizon.sum()), 1e-300), 1.0) * 1.02
+            quote = self.ascend(quote, target, JOINT_STEPS, axis)
+            found = self.prove(quote, known)
+            if found.bound > proof.bound:
+                best, proof = quote, found
+            quote = replace(quote, bandwidth=_reweighed(quote, 1.0 / (1.0 + 0.5 * turn)))
+        self._keep(proof)
+        return best, proof
+
+    def _held_quote(self) -> Quote | None:
+        """Prices at the end of the leading stages."""
+        present = self._copy()
         self._restore(self.held)
-        start = self._quote()
-        target = start.horizon + (start.bandwidth * start.points).sum(axis=1)
-        best = self.ascend(start, target, steps, self.axis(start, known.deadline))
-        return self._keep(self.prove(best, known))
+        quote = self._quote()
+        self._restore(present)
+        sound = np.isfinite(quote.second).all() and (quote.second.sum(axis=1) > 0).all()
+        return quote if sound and np.isfinite(quote.bandwidth).all() else None
+
+    def multipliers(self, keep: NDArray[np.bool_], least: float = TRACE_MULTIPLIER) -> Quote:
+        """Prices at which the best bandwidth for a selection of the group is best; retention is free.
+
+        ``least`` is the price of a second of devices that wait, from where ascent can raise it.
+        """
+        t = self.problem.tables
+        whole = np.zeros(t.ids.shape, dtype=np.bool_)
+        whole[self.rows] = keep
+        sent, busy = (array[self.rows] for array in demands(self.problem, whole))
+        times, latency = np.empty(sent.shape), np.empty(self.blocks)
+        multipliers, bandwidth = np.zeros(sent.shape), np.ones(self.devices)
+        link, nu = self.link_time, np.zeros(sent.shape)
+        radio = (t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
+        if self.free:
+            shared_bandwidth(sent, busy, *radio, t.low, t.high, t.total, bandwidth, multipliers)
+            link = link_times(bandwidth[None, :], *radio)
+        device_times(sent, busy, link, times, latency)
+        if not self.free:
+            for i in range(self.blocks):
+                soft_multipliers(times[i], SLOWEST, multipliers[i])
+        else:
+            nu = hertz_prices(multipliers * sent, bandwidth, *radio)
+        seconds = np.where(np.isfinite(link), link, 0.0)
+        points = np.tile(np.maximum(bandwidth, 1e-12 * max(t.total, 1.0)), (self.blocks, 1))
+        second = np.where(np.isfinite(link), np.maximum(multipliers, least), 0.0)
+        return Quote(seconds * second, second, np.zeros(self.blocks), nu, points, latency)
 
     def each_alone(
         self, keep: NDArray[np.bool_], latency: RealArray, steps: int
@@ -589,6 +709,7 @@ class Relaxation:
             single.first_retention_price(LEAD[0].width)
             for stage in LEAD:
                 single.settle(stage)
+            single.hold()
             single.bound()
             single.settle(PROVE[0])
             single.bound()
@@ -640,7 +761,7 @@ class Relaxation:
                 self.ids[i], self.share[i], t.expert_device, t.compute, t.activation, self.wakes[i],
                 self.choosable[i], t.by_device, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE),
                 self.problem.expert_cap, float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE),
-                self.bound_link, self.link_time, self.free, i, offset, grid, least[i], most[i],
+                self.bound_link, self.quickest, self.free, i, offset, grid, least[i], most[i],
                 self.limits[i], float(target[i]), steps, seconds[i], row, prices, nu[i], points[i],
                 self.mean[i], self.awake[i],
             )  # fmt: skip
@@ -698,6 +819,25 @@ class Relaxation:
             load[0], sent[0], busy[0], out,
         )  # fmt: skip
         return latency
+
+
+def _reweighed(quote: Quote, step: float) -> RealArray:
+    """What a hertz is worth to each block, moved towards those that ask for more of a device's bandwidth."""
+    asked = quote.points / np.maximum(quote.points.mean(axis=0), 1e-300)
+    nu = quote.bandwidth * np.exp(np.clip(step * (asked - 1.0), -1.0, 1.0))
+    total = nu.sum(axis=0)
+    mean = float(quote.bandwidth.sum(axis=0).max())
+    scaled: RealArray = nu * np.divide(mean, total, out=np.zeros_like(total), where=total > 0)
+    return scaled
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """The array in C order and read-only: kernels are compiled for that, once."""
+    whole = np.ascontiguousarray(array)
+    if whole.flags.writeable:
+        whole = whole.view()
+        whole.flags.writeable = False
+    return whole
 
 
 def hertz_prices(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from wdmoe_opt.certificates.tree import Tree
     from wdmoe_opt.problem import Problem
     from wdmoe_opt.validation import IntArray, RealArray
+
+
+#: Kind, index, value and side of a split, as in `Tree`.
+Split = tuple[int, tuple[int, int, int], float, int]
 
 
 def tree_verdict(problem: Problem, facts: Facts, certificate: Certificate) -> Verdict:
@@ -123,18 +128,36 @@ def one_block(facts: Facts, i: int) -> Facts:
 
 def restricted(facts: Facts, tree: Tree, node: int) -> Facts:
     """Facts under all restrictions from the root to ``node``."""
-    path = tree.path(node)
-    first = int(tree.index[path[0], 0])
-    shift = max(first, 0)
+    path = [
+        (int(tree.kind[n]), tuple(tree.index[n].tolist()), float(tree.value[n]), int(tree.side[n]))
+        for n in tree.path(node)
+    ]
+    return under(facts, path)
+
+
+def leaf_bound(facts: Facts, path: Sequence[Split], leaf: Certificate) -> float:
+    """What one leaf's prices prove under the splits on its path, root first; -inf if nothing."""
+    limited = under(facts, path)
+    if bool(contradictions(limited).any()):
+        return float(np.inf)
+    if leaf.form == "shared":
+        return shared_verdict(limited, leaf).bound
+    if deadline_failures(limited, leaf):
+        return float(-np.inf)
+    assert leaf.deadline is not None
+    return float(sum_down(np.maximum(leaf.deadline, limited.after)))
+
+
+def under(facts: Facts, path: Sequence[Split]) -> Facts:
+    """Facts under the restrictions of a path of splits, root first."""
+    shift = max(path[0][1][0], 0)
     pair, awake = facts.pair.copy(), facts.awake.copy()
     forced = np.zeros(pair.shape, dtype=np.bool_) if facts.forced is None else facts.forced.copy()
     least, limit = facts.least.copy(), np.full(facts.most.shape, np.inf)
     after, until = facts.after.copy(), facts.until.copy()
     none = facts.experts
-    for step in path[1:]:
-        kind, side, value = int(tree.kind[step]), bool(tree.side[step]), float(tree.value[step])
-        i, second, third = (int(n) for n in tree.index[step])
-        i -= shift
+    for kind, (block, second, third), value, side in path[1:]:
+        i = block - shift
         start = i * (none + 1)
         if kind == PAIR and side:
             forced[third, i, second] = True
@@ -180,6 +203,7 @@ def _with_pairs(
     usable, light, heavy, most = device_loads(
         pair, count, facts.hosts, facts.expert_compute, devices, facts.by_device
     )
+    _settle(facts, pair, gone, forced, light, heavy)
     return replace(
         facts,
         pair=pair,
@@ -193,6 +217,24 @@ def _with_pairs(
         most=np.minimum(most, limit),
         **limits,
     )
+
+
+def _settle(
+    facts: Facts, pair: IntArray, gone: BoolArray, forced: BoolArray, light: RealArray, heavy: RealArray
+) -> None:
+    """Narrow both rays to the compute per transfer of devices whose load is decided: all there is is forced."""
+    blocks, devices = light.shape
+    expert = np.where(gone, 0, pair % (facts.experts + 1))
+    device = np.where(gone, -1, facts.hosts[expert])
+    for k in range(devices):
+        here = device == k
+        transfers = here.any(axis=0).sum(axis=1) if facts.by_device else here.sum(axis=(0, 2))
+        decided = (transfers > 0) & ~(here & ~forced).any(axis=(0, 2))
+        work = np.where(here, facts.expert_compute[expert], 0.0).sum(axis=(0, 2))
+        mean = work[decided] / transfers[decided]
+        wide = (pair.shape[0] * pair.shape[2] + 4) * EPS
+        light[decided, k] = mean * (1 - wide)
+        heavy[decided, k] = mean * (1 + wide)
 
 
 def contradictions(facts: Facts) -> BoolArray:

@@ -203,7 +203,13 @@ class Block:
         if self.by_device:
             heavy = max(sum((self.compute[e] for e in experts), Fraction(0)) for experts in mine)
             most = sum(1 for experts in mine if experts)
-        return min(times), heavy, self.least.get(k, 0), min(most, self.most.get(k, most))
+        light = min(times)
+        open_pairs = sum(1 for j, options in enumerate(self.options) for c, e in options
+                         if self.hosts[e] == k and (j, c) not in self.forced)  # fmt: skip
+        if open_pairs == 0:
+            # Its load is decided, and so is the compute of a mean transfer.
+            light = heavy = sum(times, Fraction(0)) / most
+        return light, heavy, self.least.get(k, 0), min(most, self.most.get(k, most))
 
 
 def _floor(floor: Any, i: int, operations: int) -> Fraction:

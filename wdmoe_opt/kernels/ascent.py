@@ -273,6 +273,7 @@ def _share_slope(
     charge, capacity = np.zeros((grid.size, devices)), np.zeros((grid.size, devices))
     holding = np.zeros(grid.size)
     sets = np.empty((grid.size, devices), dtype=np.int64)
+    places = np.empty((grid.size, devices))
     dummy = np.zeros((1, 1))
     for g in range(grid.size):
         x = grid[g]
@@ -288,6 +289,7 @@ def _share_slope(
                 most[k], limits.held[k], 0.0, inf, points[k],
             )  # fmt: skip
             earned[g] += term
+            places[g, k] = points[k]
             sets[g, k] = n
             value_sum, charged, held = _set_sums(n, own, value, used, kept, 0.0, chosen)
             charge[g, k] += charged
@@ -302,6 +304,7 @@ def _share_slope(
     for e in range(limits.opened.size):
         chosen[e] = 1.0 if limits.opened[e] else 0.0
     for k in range(devices):
+        points[k] = (1.0 - part) * places[g, k] + part * places[h, k]
         own = members[ends[k] : ends[k + 1]]
         _set_sums(sets[g, k], own, value, used, kept, 1.0 - part, chosen)
         _set_sums(sets[h, k], own, value, used, kept, part, chosen)

@@ -116,21 +116,23 @@ def token_bound(
     must = np.zeros(columns, dtype=np.bool_)
     for j in range(tokens):
         price = mu
+        fixed = 0
+        if forced.size > 0:
+            for c in range(columns):
+                must[c] = forced[j, c] and ids[j, c] >= 0
+                fixed += must[c]
         if floor > 0.0:
-            bid = _floor_bid(ids, share, hosts, send, pair, mu, j, floor)
+            bid = _floor_bid(ids, share, hosts, send, pair, mu, j, must, floor)
             price += bid
             total += bid * floor
         best, cheapest = inf, -1
-        count, fixed = 0, 0
+        count = 0
         for c in range(columns):
             surplus[j, c] = 0.0
             cost[c] = inf
             e = ids[j, c]
             if e < 0:
                 continue
-            if forced.size > 0:
-                must[c] = forced[j, c]
-                fixed += must[c]
             cost[c] = pair[e] + send[hosts[e]] - price * share[j, c]
             if cost[c] < best:
                 best, cheapest = cost[c], c
@@ -224,13 +226,14 @@ def _floor_bid(
     pair: np.ndarray,
     mu: float,
     j: int,
+    must: np.ndarray,
     floor: float,
 ) -> float:
     """What token j pays per retention beyond mu, at which its linear relaxation just keeps its floor."""
     kept = 0.0
     for c in range(ids.shape[1]):
         e = ids[j, c]
-        if e >= 0 and pair[e] + send[hosts[e]] < mu * share[j, c]:
+        if e >= 0 and (must[c] or pair[e] + send[hosts[e]] < mu * share[j, c]):
             kept += share[j, c]
     bid = 0.0
     for _ in range(ids.shape[1]):
@@ -240,7 +243,7 @@ def _floor_bid(
         ratio, gain = inf, 0.0
         for c in range(ids.shape[1]):
             e = ids[j, c]
-            if e < 0 or share[j, c] <= 0.0:
+            if e < 0 or must[c] or share[j, c] <= 0.0:
                 continue
             asked = (pair[e] + send[hosts[e]]) / share[j, c] - mu
             if asked > bid or (asked == 0.0 and bid == 0.0):
@@ -399,11 +402,29 @@ def device_term(
         if term + scale * earned > best:
             best, rate, chosen, point = term + scale * earned, pace, n, where
     where = point
-    if size > 1 and scale == 1.0 and fewest <= 0.0:
-        packed = _packed(seconds, scale, members, activation, value) - nu * link.low[k]
+    if (size > 1 or (held and size > 0)) and scale == 1.0:
+        # Sets that do not fit as a whole count as far as they leave the time of the fewest transfers.
+        spare = 0.0
+        packed = -nu * link.low[k]
+        if fewest > 0.0:
+            spare = _least_time(k, i, link, link_time, free, least) * fewest * (1.0 + 1e-9)
+            packed, _, _ = _earned(
+                k, i, spare, send, work, nu, link, link_time, free, least, most, fewest, largest, where
+            )
+        packed += _packed(seconds - spare, scale, members, activation, value)
         if packed > best:
             best, rate, chosen = packed, 0.0, 2 * size - 2
     return best, rate, chosen, where
+
+
+@compiled
+def _least_time(k: int, i: int, link: Link, link_time: np.ndarray, free: bool, least: float) -> float:
+    """Seconds of the lightest transfer with all the bandwidth."""
+    if not free:
+        return float(link_time[i, k] + least)
+    b = min(link.high[k], link.total)
+    time, _, _ = log_time_terms(b, link.bits_down, link.c_down[i, k], link.bits_up, link.c_up[i, k])
+    return float(time + least)
 
 
 @compiled
@@ -430,7 +451,7 @@ def _earned(
     low, high = link.low[k], min(link.high[k], link.total)
     if fewest > 0.0:
         if not free:
-            if left < fewest * (link_time[i, k] + least) * (1.0 - 1e-9):
+            if left < fewest * (link_time[i, k] + least) * (1.0 - 1e-11):
                 return -inf, 0.0, point
         else:
             needed = _bandwidth_for(left / fewest - least, link.bits_down, down, link.bits_up, up, high)

@@ -44,26 +44,10 @@ def alternating(problem: Problem, control: Control, rounds: int = 10, polish: bo
     if plain is None:
         return Point.nothing("infeasible", detail=conflict)
     deadline = Deadline.of(control)
-    uniform = equal_bandwidth(problem)
-    paper = repair_floors(problem, select(problem, uniform, Algorithm1())[0])
     trace: list[dict[str, Any]] = []
 
     def work(search: Search) -> None:
-        run = _Alternation(search, plain[search.rows], rounds, deadline, trace)
-        equal = None if uniform is None else np.atleast_2d(uniform)
-        if equal is not None and equal.shape[0] > 1:
-            equal = equal[search.rows]
-        run.from_bandwidth(equal)
-        run.from_selection(plain[search.rows])
-        run.from_selection(paper[search.rows])
-        search.hold = False
-        search.start(plain[search.rows])
-        search.descend(4, patience=2)
-        run.accept("greedy")
-        search.start(run.best)
-        if polish:
-            search.polish(lambda: deadline.left == 0.0)
-            run.accept("polish")
+        explore(search, plain, rounds, deadline, trace, polish=polish)
 
     selection, bandwidth = search_groups(problem, control.threads, plain, work)
     trace.sort(key=lambda record: record["block"])
@@ -73,7 +57,53 @@ def alternating(problem: Problem, control: Control, rounds: int = 10, polish: bo
     return Point(selection, bandwidth, end, trace=tuple(trace))
 
 
-class _Alternation:
+def explore(
+    search: Search,
+    plain: NDArray[np.bool_],
+    rounds: int,
+    deadline: Deadline,
+    trace: list[dict[str, Any]] | None = None,
+    *,
+    polish: bool = True,
+) -> Alternation:
+    """Alternate on one group of blocks from all starts; the search ends at the best point if it is polished.
+
+    Parameters
+    ----------
+    search : Search
+    plain : bool array (blocks, tokens, m)
+        Selection of the whole problem to start from; keeps the floors.
+    rounds : int
+        At most so many from each start.
+    deadline : Deadline
+    trace : list, optional
+        Receives a record per improvement.
+    polish : bool
+        Whether the best point goes through local search.
+    """
+    problem = search.problem
+    uniform = equal_bandwidth(problem)
+    paper = repair_floors(problem, select(problem, uniform, Algorithm1())[0])
+    search.start(plain[search.rows])
+    run = Alternation(search, plain[search.rows], rounds, deadline, [] if trace is None else trace)
+    equal = None if uniform is None else np.atleast_2d(uniform)
+    if equal is not None and equal.shape[0] > 1:
+        equal = equal[search.rows]
+    run.from_bandwidth(equal)
+    run.from_selection(plain[search.rows])
+    run.from_selection(paper[search.rows])
+    search.hold = False
+    search.start(plain[search.rows])
+    search.descend(4, patience=2)
+    run.accept("greedy")
+    search.start(run.best)
+    if polish:
+        search.polish(lambda: deadline.left == 0.0)
+        run.accept("polish")
+    return run
+
+
+class Alternation:
     """Rounds on one group of blocks, and the best selection so far."""
 
     def __init__(

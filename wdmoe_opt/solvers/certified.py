@@ -23,6 +23,7 @@ from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point, Termination
 from wdmoe_opt.relaxation import LEAD, PROVE, Proof, Relaxation, join
 from wdmoe_opt.search import Search, groups, start_selection
+from wdmoe_opt.solvers.alternating import explore
 from wdmoe_opt.solvers.deadline import Deadline
 from wdmoe_opt.validation import RealArray
 
@@ -34,6 +35,8 @@ TREMBLES, TREMBLE_WIDTHS = 8, (3e-3, 1e-3, 3e-4)
 ROUND_PROGRESS = 1e-5
 #: Tokens up to which local search and ascent pay.
 POLISH_TOKENS = 256
+#: Tokens up to which the search starts from elsewhere, too, and in how many rounds.
+EXPLORED_TOKENS, EXPLORE_ROUNDS = 64, 10
 #: Ascent steps on each block where the stages leave a gap.
 ASCENT = 80
 
@@ -211,6 +214,11 @@ class Group:
         search.polish(lambda: self.deadline.left == 0.0)
         self._accept(search.keep, search.value, search.bandwidth)
         self.note("local search")
+        if self.done or self.relaxation.tokens > EXPLORED_TOKENS:
+            return
+        run = explore(search, self.plain, EXPLORE_ROUNDS, self.deadline)
+        self._accept(run.best, run.value, None)
+        self.note("other starts")
 
     def _ascend(self) -> None:
         """Raise the bound where few tokens make it jagged."""

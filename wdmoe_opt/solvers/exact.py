@@ -18,16 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_opt.bandwidth import allocate, demands
+from wdmoe_opt.certificates.branches import leaf_bound, one_block
 from wdmoe_opt.certificates.certificate import Certificate
+from wdmoe_opt.certificates.facts import Facts, facts_of
 from wdmoe_opt.certificates.tree import EXPERT, LOAD, PAIR, ROOT, Tree
 from wdmoe_opt.floors import repair_floors
-from wdmoe_opt.kernels.block_bandwidth import block_multipliers, soft_multipliers
-from wdmoe_opt.kernels.link import link_times
-from wdmoe_opt.kernels.pricing import device_times
-from wdmoe_opt.kernels.shared_bandwidth import shared_bandwidth
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
 from wdmoe_opt.registry import Control, Point, Termination
-from wdmoe_opt.relaxation import Proof, Quote, Relaxation, Restriction, hertz_prices
+from wdmoe_opt.relaxation import Proof, Quote, Relaxation, Restriction
 from wdmoe_opt.search import Search, groups, start_selection
 from wdmoe_opt.solvers.certified import Group, assemble
 from wdmoe_opt.solvers.deadline import Deadline
@@ -37,6 +35,8 @@ from wdmoe_opt.validation import RealArray, whole
 ROOT_STEPS, BRANCH_STEPS = 150, 20
 #: How far from 0 and 1 the mean of a decision must be to be branched on.
 DOUBT = 0.02
+#: By how much, relatively, a deadline is claimed earlier where the check is wider than the bound here.
+CUTS = (1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5)
 #: Branches between two local searches from the best candidate of a branch.
 POLISH_EVERY = 50
 
@@ -96,6 +96,7 @@ class Branch:
     mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0, 0)))
     awake: RealArray = field(default_factory=lambda: np.zeros((0, 0)))
     empty: bool = False
+    checked: bool = False
 
 
 class BranchTree:
@@ -131,14 +132,57 @@ class BranchTree:
         """Branch until the gap is closed or a limit is hit; whether the user interrupted."""
         try:
             self._plant()
-            while self.heap and len(self.branches) < self.max_branches and self.deadline.left > 0.0:
-                bound, _, branch = heappop(self.heap)
-                if bound >= self.goal:
+            while True:
+                while self.heap and len(self.branches) < self.max_branches and self.deadline.left > 0.0:
+                    bound, _, branch = heappop(self.heap)
+                    if bound >= self.goal:
+                        break
+                    self._split(branch)
+                if not self._reopen():
                     break
-                self._split(branch)
         except KeyboardInterrupt:
             self.interrupted = True
         return self.interrupted
+
+    def _reopen(self) -> bool:
+        """Hold every closed leaf against the check; whether some leaf is open again and may be split."""
+        facts = facts_of(self.problem)
+        facts = facts if self.joint else one_block(facts, self.rows.start)
+        for leaf in self.leaves.values():
+            if leaf.checked or leaf.bound == np.inf:
+                continue
+            assert leaf.proof is not None
+            proved = self._proved(facts, leaf)
+            leaf.checked = True
+            if proved < leaf.bound:
+                leaf.bound = proved
+                self._push(leaf)
+        able = len(self.branches) < self.max_branches and self.deadline.left > 0.0
+        return able and bool(self.heap) and self.bound < self.goal
+
+    def _proved(self, facts: Facts, leaf: Branch) -> float:
+        """What the check makes of a leaf's prices; a deadline that fails is claimed a little earlier."""
+        path, proof = self._path(leaf), leaf.proof
+        assert proof is not None
+        for cut in (0.0, *CUTS):
+            if cut and proof.form != "deadline":
+                break
+            claim = replace(proof, deadline=proof.deadline * (1 - cut))
+            proved = leaf_bound(facts, path, assemble(self.problem, [claim]))
+            if proved > 0:
+                leaf.proof = claim
+                return proved
+        return 0.0
+
+    def _path(self, leaf: Branch) -> list[tuple[int, tuple[int, int, int], float, int]]:
+        """Splits from the root to a leaf."""
+        path = []
+        node = leaf
+        while True:
+            path.append(node.split)
+            if node.parent < 0:
+                return path[::-1]
+            node = self.branches[node.parent]
 
     def _plant(self) -> None:
         relaxation, t = self.relaxation, self.problem.tables
@@ -152,8 +196,11 @@ class BranchTree:
             for _ in range(relaxation.blocks)
         ]  # fmt: skip
         self.joint = relaxation.blocks > 1 and relaxation.free
-        if self.joint and best.floor is not None:
+        if self.joint and relaxation.wakes.any():
             self.known = best.floor
+            if self.known is None:
+                latency = relaxation.latency(self.keep)
+                self.known = relaxation.each_alone(self.keep, latency, ROOT_STEPS)
         self.loads = not self.joint and not t.by_device and relaxation.alike
         root = Branch(0, -1, (ROOT, (-1 if self.joint else self.rows.start, -1, -1), 0.0, 0), free,
                       self._root_quote(best), best, best.bound)  # fmt: skip
@@ -195,7 +242,7 @@ class BranchTree:
             self.leaves[half.number] = half
             halves.append(half)
         for half in halves:
-            self._ascend(half, BRANCH_STEPS, split[1][0] - self._first)
+            self._ascend(half, BRANCH_STEPS)
             self._push(half)
         if len(self.branches) % (2 * POLISH_EVERY) < 2:
             self._polish()
@@ -208,7 +255,7 @@ class BranchTree:
 
     # ------------------------------------------------------------------ bounds
 
-    def _ascend(self, branch: Branch, steps: int, changed: int | None = None) -> None:
+    def _ascend(self, branch: Branch, steps: int) -> None:
         """Prices, bound and candidate of a branch."""
         relaxation = self.relaxation.restricted(branch.parts)
         if _contradiction(relaxation, self.problem):
@@ -222,31 +269,20 @@ class BranchTree:
         if branch.bound >= self.goal:
             return
         if self.joint:
-            axis = None
-            if self.known is not None:
-                axis = relaxation.axis(branch.quote, self.known.deadline)
-            target = self._slack_target(branch.quote)
-            quote = branch.quote
-            if axis is not None:
-                quote = relaxation.ascend(quote, target, steps, axis, changed)
-            else:
-                quote = relaxation.ascend(quote, target, steps, _plain_axis(relaxation.blocks), changed)
+            quote, proof = relaxation.ascend_jointly(branch.quote, self.known, self.goal, steps)
+            self._take(branch, quote, proof)
         else:
-            quote = relaxation.ascend(branch.quote, np.array([self.goal]), steps)
-        self._try_prices(relaxation, branch, quote)
+            goal = np.array([self.goal])
+            self._try_prices(relaxation, branch, relaxation.ascend(branch.quote, goal, steps))
         branch.mean, branch.awake = relaxation.mean, relaxation.awake
         self._candidate(relaxation, branch)
 
-    def _slack_target(self, quote: Quote) -> RealArray:
-        """What each block's part of the shared form would have to reach for the branch to be closed."""
-        own = quote.horizon + (quote.bandwidth * quote.points).sum(axis=1)
-        return own * max(self.goal / max(float(quote.horizon.sum()), 1e-300), 1.0) * 1.05
-
     def _try_prices(self, relaxation: Relaxation, branch: Branch, quote: Quote) -> None:
-        proof = relaxation.prove(quote, self.known)
-        if branch.proof is None or proof.bound > branch.bound or (
-            proof.bound == branch.bound and branch.parent >= 0
-        ):
+        self._take(branch, quote, relaxation.prove(quote, self.known))
+
+    def _take(self, branch: Branch, quote: Quote, proof: Proof) -> None:
+        """Prices of a branch, if they prove more than what it has from its parent."""
+        if branch.proof is None or proof.bound > branch.bound:
             branch.proof, branch.quote, branch.bound = proof, quote, max(proof.bound, branch.bound)
 
     def _decided(self, relaxation: Relaxation, branch: Branch) -> NDArray[np.bool_] | None:
@@ -257,42 +293,12 @@ class BranchTree:
     def _settle(self, relaxation: Relaxation, branch: Branch, keep: NDArray[np.bool_]) -> None:
         """A branch with one selection: its exact price and multipliers."""
         value = self._offer(keep)
-        quote = self._multipliers(keep)
+        quote = self.relaxation.multipliers(keep, 0.0)
         self._try_prices(relaxation, branch, quote)
         if branch.bound < min(value, self.value) * (1 - self.rel_gap):
             self._try_prices(relaxation, branch, relaxation.ascend(quote, quote.horizon, BRANCH_STEPS))
         # Nothing is left to branch on, whatever rounding leaves of the gap.
         branch.empty = True
-
-    def _multipliers(self, keep: NDArray[np.bool_]) -> Quote:
-        """Prices at which a selection's best bandwidth is best."""
-        problem, t, rows = self.problem, self.problem.tables, self.rows
-        whole_keep = self.group.plain.copy()
-        whole_keep[rows] = keep
-        sent, busy = (array[rows] for array in demands(problem, whole_keep))
-        times, latency = np.empty(sent.shape), np.empty(sent.shape[0])
-        multipliers, bandwidth = np.zeros(sent.shape), np.ones(t.low.size)
-        link, nu = self.relaxation.link_time, np.zeros(sent.shape)
-        if self.relaxation.free:
-            radio = (t.bits_down, t.c_down[rows], t.bits_up, t.c_up[rows])
-            shared_bandwidth(sent, busy, *radio, t.low, t.high, t.total, bandwidth, multipliers)
-            link = link_times(bandwidth[None, :], *radio)
-        device_times(sent, busy, link, times, latency)
-        if not self.relaxation.free:
-            for i in range(sent.shape[0]):
-                soft_multipliers(times[i], 1e9, multipliers[i])
-        elif sent.shape[0] == 1:
-            block_multipliers(
-                sent[0], times[0], t.bits_down, t.c_down[rows][0], t.bits_up, t.c_up[rows][0], t.low, t.high,
-                bandwidth, multipliers[0],
-            )  # fmt: skip
-        if self.relaxation.free:
-            nu = hertz_prices(multipliers * sent, bandwidth, *radio)
-        seconds = np.where(np.isfinite(link), link, 0.0)
-        points = np.tile(np.maximum(bandwidth, 1e-12 * max(t.total, 1.0)), (sent.shape[0], 1))
-        return Quote(
-            seconds * multipliers, multipliers, np.zeros(sent.shape[0]), nu, points, latency
-        )
 
     # ------------------------------------------------------------------ selections
 
@@ -424,11 +430,6 @@ def _contradiction(relaxation: Relaxation, problem: Problem) -> bool:
         if short or richest.sum() < relaxation.needed[i] * (slack - 1e-9):
             return True
     return False
-
-
-def _plain_axis(blocks: int) -> tuple[RealArray, RealArray]:
-    """Offsets and grids where device terms do not depend on the latency."""
-    return np.zeros(blocks), np.zeros((blocks, 1))
 
 
 # ---------------------------------------------------------------------- answer
