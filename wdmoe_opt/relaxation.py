@@ -144,6 +144,13 @@ class Quote:
     points: RealArray
     horizon: RealArray
 
+    @property
+    def sound(self) -> bool:
+        """Whether all prices are finite and every block has some."""
+        numbers = (self.send, self.second, self.retention, self.bandwidth, self.points)
+        finite = all(np.isfinite(array).all() for array in numbers)
+        return finite and bool((self.second.sum(axis=1) > 0).all() and (self.points > 0).all())
+
 
 @dataclass(frozen=True, eq=False)
 class Restriction:
@@ -482,12 +489,12 @@ class Relaxation:
     def bound(self) -> float:
         """Bound that the present prices prove; kept with them if it is the best so far."""
         quote = self._quote()
-        if not (np.isfinite(quote.second).all() and np.isfinite(quote.retention).all()):
+        if not quote.sound:
             return 0.0
         return self._keep(self.prove(quote))
 
     def _keep(self, proof: Proof) -> float:
-        if self.best is None or proof.bound > self.best.bound:
+        if np.isfinite(proof.bound) and (self.best is None or proof.bound > self.best.bound):
             self.best = proof
         return proof.bound
 
@@ -607,12 +614,13 @@ class Relaxation:
             At most so many on each block.
         """
         latency = self.latency(keep)
-        assert self.best is not None
-        start = self.multipliers(keep)
-        held = self._held_quote()
+        start, held = self.multipliers(keep), self._held_quote()
         if self.blocks == 1 or not self.free:
-            quotes = [self.best.quote(latency), held, replace(start, retention=self.best.retention)]
-            first = [self.ascend(quote, latency, max(steps // 4, 1)) for quote in quotes if quote is not None]
+            known = None if self.best is None else self.best.quote(latency)
+            guess = start.second.sum(axis=1) * latency / np.maximum(self.needed, 1.0)
+            priced = replace(start, retention=guess if known is None else known.retention)
+            quotes = [quote for quote in (known, held, priced) if quote is not None]
+            first = [self.ascend(quote, latency, max(steps // 4, 1)) for quote in quotes]
             best = max(first, key=lambda quote: self._keep(self.prove(quote)))
             return self._keep(self.prove(self.ascend(best, latency, steps)))
         known = self.each_alone(keep, latency, steps)
@@ -623,7 +631,16 @@ class Relaxation:
         for quote in (held, replace(start, retention=price)):
             if quote is not None:
                 self.ascend_jointly(quote, known, float(latency.sum()), steps)
-        return self.best.bound
+        return known.bound if self.best is None else self.best.bound
+
+    def nothing(self) -> Proof:
+        """A proof that claims nothing."""
+        shape = (self.blocks, self.devices)
+        none = Quote(
+            np.zeros(shape), np.zeros(shape), np.zeros(self.blocks), np.zeros(shape), np.ones(shape),
+            np.ones(self.blocks),
+        )  # fmt: skip
+        return self._stack(none, [self._tokens(i, none) for i in range(self.blocks)], none.bandwidth, none.points)
 
     def ascend_jointly(self, quote: Quote, known: Proof | None, goal: float, steps: int) -> tuple[Quote, Proof]:
         """Ascent on every block's part in turn with what a hertz is worth to it, where blocks share bandwidth.
@@ -665,8 +682,7 @@ class Relaxation:
         self._restore(self.held)
         quote = self._quote()
         self._restore(present)
-        sound = np.isfinite(quote.second).all() and (quote.second.sum(axis=1) > 0).all()
-        return quote if sound and np.isfinite(quote.bandwidth).all() else None
+        return quote if quote.sound else None
 
     def multipliers(self, keep: NDArray[np.bool_], least: float = TRACE_MULTIPLIER) -> Quote:
         """Prices at which the best bandwidth for a selection of the group is best; retention is free.
@@ -714,8 +730,7 @@ class Relaxation:
             single.settle(PROVE[0])
             single.bound()
             single.improve(keep[i : i + 1], steps)
-            assert single.best is not None
-            proofs.append(single.best)
+            proofs.append(single.best or single.nothing())
         return join(proofs)
 
     def latency(self, keep: NDArray[np.bool_]) -> RealArray:

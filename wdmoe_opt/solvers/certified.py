@@ -35,6 +35,8 @@ TREMBLES, TREMBLE_WIDTHS = 8, (3e-3, 1e-3, 3e-4)
 ROUND_PROGRESS = 1e-5
 #: Tokens up to which local search and ascent pay.
 POLISH_TOKENS = 256
+#: Gap from which ascent is worth its time with more tokens, too.
+WIDE_GAP = 5e-3
 #: Tokens up to which the search starts from elsewhere, too, and in how many rounds.
 EXPLORED_TOKENS, EXPLORE_ROUNDS = 64, 10
 #: Ascent steps on each block where the stages leave a gap.
@@ -222,7 +224,7 @@ class Group:
 
     def _ascend(self) -> None:
         """Raise the bound where few tokens make it jagged."""
-        if self.relaxation.tokens > POLISH_TOKENS:
+        if self.relaxation.tokens > POLISH_TOKENS and self.value - self.lower < WIDE_GAP * self.value:
             return
         self.relaxation.improve(self.keep, ASCENT)
         self.note("ascent")
