@@ -255,15 +255,17 @@ class Relaxation:
         ]  # fmt: skip
 
     def _possible(self, i: int) -> RealArray:
-        """Most transfers to every device; inf where tokens are many, for there it limits nothing."""
+        """Most transfers to every device; inf where tokens are many, or where experts are to be chosen."""
         if self.tokens > FEW_TOKENS:
             return np.full(self.devices, np.inf)
+        t = self.problem.tables
         there = self.ids[i] >= 0
-        device = np.where(there, self.problem.tables.expert_device[np.maximum(self.ids[i], 0)], -1)
-        most = np.empty(self.devices)
-        for k in range(self.devices):
+        device = np.where(there, t.expert_device[np.maximum(self.ids[i], 0)], -1)
+        choice = np.bincount(t.expert_device, t.activation > 0, self.devices) > 1
+        most = np.full(self.devices, np.inf)
+        for k in np.flatnonzero(~choice):
             here = device == k
-            most[k] = here.any(axis=1).sum() if self.problem.tables.by_device else here.sum()
+            most[k] = here.any(axis=1).sum() if t.by_device else here.sum()
         return most
 
     @cached_property

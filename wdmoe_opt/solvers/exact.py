@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from wdmoe_opt.bandwidth import allocate, demands
 from wdmoe_opt.certificates.branches import leaf_bound, one_block
 from wdmoe_opt.certificates.certificate import Certificate
-from wdmoe_opt.certificates.facts import Facts, facts_of
+from wdmoe_opt.certificates.facts import facts_of
 from wdmoe_opt.certificates.tree import EXPERT, LOAD, PAIR, ROOT, Tree
 from wdmoe_opt.floors import repair_floors
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
@@ -96,7 +96,6 @@ class Branch:
     mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0, 0)))
     awake: RealArray = field(default_factory=lambda: np.zeros((0, 0)))
     empty: bool = False
-    checked: bool = False
 
 
 class BranchTree:
@@ -132,47 +131,34 @@ class BranchTree:
         """Branch until the gap is closed or a limit is hit; whether the user interrupted."""
         try:
             self._plant()
-            while True:
-                while self.heap and len(self.branches) < self.max_branches and self.deadline.left > 0.0:
-                    bound, _, branch = heappop(self.heap)
-                    if bound >= self.goal:
-                        break
-                    self._split(branch)
-                if not self._reopen():
+            while self.heap and len(self.branches) < self.max_branches and self.deadline.left > 0.0:
+                bound, _, branch = heappop(self.heap)
+                if bound >= self.goal:
                     break
+                self._split(branch)
         except KeyboardInterrupt:
             self.interrupted = True
         return self.interrupted
 
-    def _reopen(self) -> bool:
-        """Hold every closed leaf against the check; whether some leaf is open again and may be split."""
-        facts = facts_of(self.problem)
-        facts = facts if self.joint else one_block(facts, self.rows.start)
-        for leaf in self.leaves.values():
-            if leaf.checked or leaf.bound == np.inf:
+    def _verify(self, branch: Branch, inherited: tuple[Proof | None, float]) -> None:
+        """Hold a new branch against the check: its own prices, else its parent's, else a weaker claim."""
+        if branch.bound == np.inf or branch.proof is None:
+            return
+        path = self._path(branch)
+        for proof, bound in ((branch.proof, branch.bound), inherited):
+            if proof is None:
                 continue
-            assert leaf.proof is not None
-            proved = self._proved(facts, leaf)
-            leaf.checked = True
-            if proved < leaf.bound:
-                leaf.bound = proved
-                self._push(leaf)
-        able = len(self.branches) < self.max_branches and self.deadline.left > 0.0
-        return able and bool(self.heap) and self.bound < self.goal
-
-    def _proved(self, facts: Facts, leaf: Branch) -> float:
-        """What the check makes of a leaf's prices; a deadline that fails is claimed a little earlier."""
-        path, proof = self._path(leaf), leaf.proof
-        assert proof is not None
-        for cut in (0.0, *CUTS):
-            if cut and proof.form != "deadline":
-                break
-            claim = replace(proof, deadline=proof.deadline * (1 - cut))
-            proved = leaf_bound(facts, path, assemble(self.problem, [claim]))
+            proved = leaf_bound(self.facts, path, assemble(self.problem, [proof]))
             if proved > 0:
-                leaf.proof = claim
-                return proved
-        return 0.0
+                branch.proof, branch.bound = proof, min(proved, bound) if proof is branch.proof else proved
+                return
+        for cut in CUTS:
+            claim = replace(branch.proof, deadline=branch.proof.deadline * (1 - cut))
+            proved = leaf_bound(self.facts, path, assemble(self.problem, [claim]))
+            if proved > 0 and claim.form == "deadline":
+                branch.proof, branch.bound = claim, proved
+                return
+        branch.bound = 0.0
 
     def _path(self, leaf: Branch) -> list[tuple[int, tuple[int, int, int], float, int]]:
         """Splits from the root to a leaf."""
@@ -201,13 +187,19 @@ class BranchTree:
             if self.known is None:
                 latency = relaxation.latency(self.keep)
                 self.known = relaxation.each_alone(self.keep, latency, ROOT_STEPS)
+        facts = facts_of(self.problem)
+        self.facts = facts if self.joint else one_block(facts, self.rows.start)
         self.loads = not self.joint and not t.by_device and relaxation.alike
+        # With a choice of active experts, limits of loads are beyond the bound's reach.
+        hosted = np.bincount(t.expert_device, t.activation > 0, relaxation.devices)
+        self._countable = (hosted <= 0) | (np.bincount(t.expert_device, minlength=relaxation.devices) <= 1)
         root = Branch(0, -1, (ROOT, (-1 if self.joint else self.rows.start, -1, -1), 0.0, 0), free,
                       self._root_quote(best), best, best.bound)  # fmt: skip
         self.branches.append(root)
         self.leaves[0] = root
         if best.bound < self.goal:
             self._ascend(root, ROOT_STEPS)
+            self._verify(root, (best, best.bound))
             self._push(root)
 
     def _root_quote(self, best: Proof) -> Quote:
@@ -242,7 +234,9 @@ class BranchTree:
             self.leaves[half.number] = half
             halves.append(half)
         for half in halves:
+            inherited = half.proof, half.bound
             self._ascend(half, BRANCH_STEPS)
+            self._verify(half, inherited)
             self._push(half)
         if len(self.branches) % (2 * POLISH_EVERY) < 2:
             self._polish()
@@ -372,7 +366,7 @@ class BranchTree:
         np.add.at(load, t.expert_device[relaxation.ids[0][pairs]], branch.mean[0][pairs])
         limits = relaxation.limits[0]
         cut = np.floor(load)
-        able = (limits.fewest <= cut) & (limits.largest >= cut + 1)
+        able = (limits.fewest <= cut) & (limits.largest >= cut + 1) & self._countable
         doubt = np.where(able, np.minimum(load - cut, cut + 1 - load), 0.0)
         k = int((doubt * branch.quote.send[0]).argmax())
         if doubt[k] <= DOUBT:
