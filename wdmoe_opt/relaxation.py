@@ -662,7 +662,7 @@ class Relaxation:
         The prices of the best bound met, and its proof; also kept if it is the best of all.
         """
         best, proof = quote, self.prove(quote, known)
-        for turn in range(max(steps // JOINT_STEPS, 1)):
+        for turn in range(max(steps // JOINT_STEPS // 2, 1)):
             if proof.bound >= goal:
                 break
             axis = np.zeros(self.blocks), np.zeros((self.blocks, 1))
@@ -670,7 +670,7 @@ class Relaxation:
                 axis = self.axis(quote, known.deadline)
             own = quote.horizon + (quote.bandwidth * quote.points).sum(axis=1)
             target = own * max(goal / max(float(quote.horizon.sum()), 1e-300), 1.0) * 1.02
-            quote = self.ascend(quote, target, JOINT_STEPS, axis)
+            quote = self.ascend(quote, target, JOINT_STEPS if turn else max(steps // 2, JOINT_STEPS), axis)
             found = self.prove(quote, known)
             if found.bound > proof.bound:
                 best, proof = quote, found

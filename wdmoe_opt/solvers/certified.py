@@ -29,14 +29,14 @@ from wdmoe_opt.validation import RealArray
 
 #: Exact trades after rounding.
 TRADES = 60
-#: Bandwidths near the best one that are tried where blocks share it, and how far they lie, in logarithms.
-TREMBLES, TREMBLE_WIDTHS = 8, (3e-3, 1e-3, 3e-4)
+#: Where blocks share bandwidth: how far from the best bandwidth others are tried, in logarithms.
+TREMBLES = tuple(np.geomspace(6e-3, 1e-4, 40))
 #: A round of alternation that improves by less than this part is the last.
 ROUND_PROGRESS = 1e-5
 #: Tokens up to which local search and ascent pay.
 POLISH_TOKENS = 256
 #: Gap from which ascent is worth its time with more tokens, too.
-WIDE_GAP = 5e-3
+WIDE_GAP = 2e-2
 #: Tokens up to which the search starts from elsewhere, too, and in how many rounds.
 EXPLORED_TOKENS, EXPLORE_ROUNDS = 64, 10
 #: Ascent steps on each block where the stages leave a gap.
@@ -182,31 +182,33 @@ class Group:
         if self.traded:
             return
         search = Search(self.problem, self.rows, self.plain[self.rows])
-        bandwidth = self.relaxation.bandwidth
+        if not self.relaxation.free:
+            self._select_at(search, None)
+            self.note("selection")
+            return
+        bandwidth, before = self.relaxation.bandwidth, np.inf
+        while self._select_at(search, bandwidth) < before * (1 - ROUND_PROGRESS) and not self.done:
+            assert search.bandwidth is not None
+            bandwidth, before = search.bandwidth[0], search.value
         rng = np.random.default_rng(self.seed)
-        for attempt in range(TREMBLES if self.relaxation.free else 1):
-            best = np.inf
-            while True:
-                if self.relaxation.free:
-                    search.bandwidth, search.hold = bandwidth[None, :].copy(), True
-                search.start(self.plain[self.rows])
-                search.shed(1)
-                search.hold = False
-                search.value = search.price()
-                self._accept(search.keep, search.value, search.bandwidth)
-                if not search.value < best * (1 - ROUND_PROGRESS) or self.done:
-                    break
-                best = search.value
-                if self.relaxation.free:
-                    assert search.bandwidth is not None
-                    bandwidth = search.bandwidth[0]
-            if self.done or not self.relaxation.free:
+        for size in TREMBLES:
+            if self.done:
                 break
             assert self.bandwidth is not None
-            size = TREMBLE_WIDTHS[attempt % len(TREMBLE_WIDTHS)]
-            bandwidth = self.bandwidth[0] * np.exp(rng.normal(0.0, size, self.bandwidth.shape[1]))
-            bandwidth = self.relaxation.within_limits(bandwidth)
+            shift = np.exp(rng.normal(0.0, size, self.relaxation.devices))
+            self._select_at(search, self.relaxation.within_limits(self.bandwidth[0] * shift))
         self.note("alternation")
+
+    def _select_at(self, search: Search, bandwidth: RealArray | None) -> float:
+        """Best selection at a bandwidth (or the fixed one), then the best bandwidth for it; offered, s."""
+        if bandwidth is not None:
+            search.bandwidth, search.hold = bandwidth[None, :].copy(), True
+        search.start(self.plain[self.rows])
+        search.shed(1)
+        search.hold = False
+        search.value = search.price()
+        self._accept(search.keep, search.value, search.bandwidth)
+        return search.value
 
     def _polish(self) -> None:
         """Local search from the best selection so far, where a single token matters."""
