@@ -26,8 +26,9 @@ from wdmoe_opt.kernels.response import Items
 from wdmoe_opt.kernels.rounding import exchange, round_block
 from wdmoe_opt.kernels.share_bound import share_bound
 from wdmoe_opt.kernels.shared_bandwidth import shared_bandwidth
+from wdmoe_opt.kernels.single_block import Block
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
-from wdmoe_opt.validation import RealArray
+from wdmoe_opt.validation import RealArray, freeze
 
 #: Values of x = 1 / (T - offset) around the present one at which device terms are taken.
 GRID = np.array([0.0, 0.4, 0.6, 0.75, 0.85, 0.92, 0.97, 1.0, 1.03, 1.08, 1.15, 1.25, 1.4])
@@ -209,6 +210,16 @@ class Relaxation:
                 self.ids, self.share, work, t.expert_device, np.ascontiguousarray(activation), self.alike
             )
         return self._device_items()
+
+    def as_block(self) -> Block:
+        """The single block of a group with free bandwidth and dispatch "expert", for its own kernel."""
+        t = self.problem.tables
+        items = self.items
+        return Block(
+            self.ids, self.share, freeze(items.work), t.expert_device, t.compute, t.activation, t.link_delay,
+            freeze(self._mean_work(self.loads, self.loads)), self.alike, float(self.needed[0]),
+            float(self.floors[0]), self.problem.expert_cap,
+        )  # fmt: skip
 
     def _device_items(self) -> Items:
         """A token's candidates on one device merged into one item, which takes all of them."""

@@ -19,12 +19,14 @@ from wdmoe_opt.bandwidth import allocate, demands
 from wdmoe_opt.certificates.certificate import Certificate
 from wdmoe_opt.floors import repair_floors
 from wdmoe_opt.kernels.pricing import busy_times, count_loads
+from wdmoe_opt.kernels.single_block import RESIDUAL
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point, Termination
 from wdmoe_opt.relaxation import LEAD, PROVE, Proof, Relaxation, join
 from wdmoe_opt.search import Search, groups, start_selection
+from wdmoe_opt.single_block import PROVE_TABLE, Workspace
 from wdmoe_opt.solvers.deadline import Deadline
-from wdmoe_opt.validation import RealArray
+from wdmoe_opt.validation import RealArray, freeze
 
 #: Exact trades after rounding.
 TRADES = 60
@@ -101,6 +103,28 @@ class Group:
 
     def run(self) -> None:
         """Prices, bounds and selections at ever narrower smoothing, then searches and ascent."""
+        self._run_single() if self.traded else self._run_stages()
+        for step in (self._alternate, self._polish, self._ascend):
+            if self.done:
+                return
+            step()
+
+    def _run_single(self) -> None:
+        """The stages of a single block with free bandwidth, compiled as one."""
+        relaxation, t = self.relaxation, self.problem.tables
+        block = relaxation.as_block()
+        space = Workspace(relaxation.tokens, relaxation.columns, t.low.size, t.expert_device.size)
+        space.lead(block, relaxation.link, freeze(self.plain[self.rows]))
+        for r, stage in enumerate(PROVE):
+            space.prove(block, relaxation.link, PROVE_TABLE[r : r + 1], TRADES, self.rel_gap)
+            relaxation.best = space.proof(relaxation.tokens)
+            self.keep, self.bandwidth, self.value = space.found.keep[None], space.found.bandwidth, space.latency
+            self.note(f"width {stage.width:g}, residual {space.found.numbers[RESIDUAL]:.1e}")
+            if self.done:
+                return
+
+    def _run_stages(self) -> None:
+        """Prices by Newton, stage by stage, with bounds and roundings."""
         relaxation = self.relaxation
         relaxation.start(self.plain)
         relaxation.first_retention_price(LEAD[0].width)
@@ -112,10 +136,6 @@ class Group:
             relaxation.bound()
             self._round()
             self.note(f"width {stage.width:g}, residual {residual:.1e}")
-            if self.done:
-                return
-        for step in (self._alternate, self._polish, self._ascend):
-            step()
             if self.done:
                 return
 
