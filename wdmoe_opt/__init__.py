@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         list_solvers,
         register_solver,
     )
+    from wdmoe_opt.session import Session, SessionResult
     from wdmoe_opt.solution import Solution
     from wdmoe_opt.solving import solve
 
@@ -47,6 +48,8 @@ __all__ = [
     "InstanceFileError",
     "Point",
     "Problem",
+    "Session",
+    "SessionResult",
     "Solution",
     "SolverInfo",
     "Termination",
@@ -77,6 +80,7 @@ _HOMES = {
     "metrics": ("WLR_READINGS", "Evaluation", "Violation", "evaluate"),
     "problem": ("FEASIBILITY_TOLERANCE", "Problem"),
     "registry": ("Control", "Point", "SolverInfo", "Termination", "list_solvers", "register_solver"),
+    "session": ("Session", "SessionResult"),
     "solution": ("Solution",),
     "solving": ("solve",),
 }

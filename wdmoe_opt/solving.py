@@ -109,36 +109,43 @@ def _run(
     found = perf_counter()
     if not isinstance(point, Point):
         raise WdmoeError(f"method {info.name!r} returned a {type(point).__name__}, not a Point")
+    return priced_solution(problem, point, info.name, {"prepare": began - started, "solve": found - began})
+
+
+def priced_solution(problem: Problem, point: Point, method: str, timings: dict[str, float]) -> Solution:
+    """A solver's point as a solution: priced by the metric, its certificate recomputed.
+
+    Raises
+    ------
+    WdmoeError
+        If the point or its certificate is malformed.
+    """
+    found = perf_counter()
     try:
         priced = unpriced(problem) if point.empty else evaluate(problem, point.keep, point.bandwidth)
     except InputError as error:
-        raise WdmoeError(f"method {info.name!r} returned a malformed point: {error}") from error
+        raise WdmoeError(f"method {method!r} returned a malformed point: {error}") from error
     done = perf_counter()
-    bound, kind, certificate = _rechecked_bound(info, problem, point)
+    bound, kind, certificate = _rechecked_bound(method, problem, point)
     rechecked = perf_counter()
     return Solution(
         problem,
         None if point.keep is None else freeze(problem.checked_keep(point.keep).copy()),
         None if priced.bandwidth is None else freeze(priced.bandwidth.copy()),
         priced,
-        method=info.name,
+        method=method,
         lower_bound=bound,
         bound_kind=kind,
         kkt_residual=point.kkt_residual,
         termination=point.termination,
-        timings={
-            "prepare": began - started,
-            "solve": found - began,
-            "price": done - found,
-            "certify": rechecked - done,
-        },
+        timings={**timings, "price": done - found, "certify": rechecked - done},
         trace=point.trace,
         certificate=certificate,
     )
 
 
 def _rechecked_bound(
-    info: SolverInfo, problem: Problem, point: Point
+    method: str, problem: Problem, point: Point
 ) -> tuple[float, BoundKind, Certificate | None]:
     """A bound is certified if a certificate proves it, and is then what it proves; else it is claimed."""
     if point.certificate is not None:
@@ -147,7 +154,7 @@ def _rechecked_bound(
         try:
             proved = recompute(problem, point.certificate)
         except InputError as error:
-            raise WdmoeError(f"method {info.name!r} returned a malformed certificate: {error}") from error
+            raise WdmoeError(f"method {method!r} returned a malformed certificate: {error}") from error
         if isfinite(proved):
             return proved, "certified", point.certificate.sealed(problem, proved)
     return point.lower_bound, "none" if point.bound_kind == "none" else "claimed", None
