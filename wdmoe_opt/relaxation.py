@@ -26,7 +26,7 @@ from wdmoe_opt.kernels.response import Items
 from wdmoe_opt.kernels.rounding import exchange, round_block
 from wdmoe_opt.kernels.share_bound import share_bound
 from wdmoe_opt.kernels.shared_bandwidth import shared_bandwidth
-from wdmoe_opt.kernels.single_block import Block
+from wdmoe_opt.kernels.single_block import Block, fleet_work
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
 from wdmoe_opt.validation import RealArray, freeze
 
@@ -214,11 +214,11 @@ class Relaxation:
     def as_block(self) -> Block:
         """The single block of a group with free bandwidth and dispatch "expert", for its own kernel."""
         t = self.problem.tables
-        items = self.items
+        alike, mean_work = fleet_work(t.expert_device, t.compute, self.devices)
+        work = np.zeros((1, 1, 1)) if alike else t.compute[np.maximum(self.ids, 0)]
         return Block(
-            self.ids, self.share, freeze(items.work), t.expert_device, t.compute, t.activation, t.link_delay,
-            freeze(self._mean_work(self.loads, self.loads)), self.alike, float(self.needed[0]),
-            float(self.floors[0]), self.problem.expert_cap,
+            self.ids, self.share, freeze(work), t.expert_device, t.compute, t.activation, t.link_delay,
+            freeze(mean_work), alike, float(self.needed[0]), float(self.floors[0]), self.problem.expert_cap,
         )  # fmt: skip
 
     def _device_items(self) -> Items:

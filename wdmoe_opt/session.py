@@ -21,16 +21,14 @@ from wdmoe_opt.floors import floor_conflict
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.kernels.intake import mix_weights, price_selection, take_gains, take_routing
 from wdmoe_opt.kernels.price_newton import Link, Prices
-from wdmoe_opt.kernels.single_block import COLD, LATENCY, Block, air_times
+from wdmoe_opt.kernels.single_block import COLD, LATENCY, Block, air_times, fleet_work
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
 from wdmoe_opt.registry import BoundKind, Control, Point, Termination
-from wdmoe_opt.relaxation import Stage
+from wdmoe_opt.relaxation import PROVE, Stage
 from wdmoe_opt.single_block import (
     NO_STAGES,
     PROVE_TABLE,
     Workspace,
-    experts_alike,
-    mean_works,
     stage_table,
 )
 from wdmoe_opt.solvers.certified import POLISH_TOKENS, TRADES, Group, assemble, certified
@@ -51,8 +49,10 @@ if TYPE_CHECKING:
     from wdmoe_opt.certificates.certificate import Certificate
     from wdmoe_opt.solution import Solution
 
-#: Stage that takes the last prices to the next inputs; wide enough for a channel that moved some dB.
-WARM_TABLE = stage_table((Stage(0.3, 3e-3, 4, 0.05),))
+#: Stage that takes the last prices to the next inputs, wide enough for a channel that moved some dB; the
+#: first proving stage of a cold start would only repeat it.
+WARM_TABLE = stage_table((Stage(0.15, 1e-3, 5, 0.03),))
+WARM_PROVE_TABLE = stage_table(PROVE[1:])
 
 
 @dataclass(eq=False)
@@ -303,9 +303,9 @@ class Session:
         self._allowed, self._share = np.empty((1, *shape), dtype=np.int32), np.empty((1, *shape))
         self._plain = np.empty((1, *shape), dtype=np.bool_)
         self._mass, self._richest = np.empty(self.max_tokens), np.empty(2)
-        self._alike = experts_alike(t)
+        self._alike, self._mean_work = fleet_work(t.expert_device, t.compute, inst.devices)
+        freeze(self._mean_work)
         self._work = np.zeros((1, 1, 1) if self._alike else (1, *shape))
-        self._mean_work = mean_works(t)
         self._gains = np.zeros((2, inst.devices))
         self._times = np.zeros(inst.devices)
         self._c_down, self._c_up = np.zeros((1, inst.devices)), np.zeros((1, inst.devices))
@@ -569,7 +569,8 @@ class Session:
                 array *= tokens / memory.priced
         space.prices = prices
         space.lead(block, self._link, plain, WARM_TABLE if warm else NO_STAGES)
-        space.prove(block, self._link, PROVE_TABLE, TRADES, self._control.rel_gap)
+        stages = PROVE_TABLE if space.found.numbers[COLD] else WARM_PROVE_TABLE
+        space.prove(block, self._link, stages, TRADES, self._control.rel_gap)
         memory.priced, memory.reached[:] = tokens, self._reached
         return space.found.numbers
 

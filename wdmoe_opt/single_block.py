@@ -21,7 +21,6 @@ from wdmoe_opt.kernels.single_block import (
     lead_prices,
     prove_and_round,
 )
-from wdmoe_opt.problem import Tables
 from wdmoe_opt.relaxation import LEAD, PROVE, Proof, Stage
 from wdmoe_opt.validation import RealArray, freeze
 
@@ -33,23 +32,8 @@ def stage_table(stages: tuple[Stage, ...]) -> RealArray:
 
 
 LEAD_TABLE, PROVE_TABLE = stage_table(LEAD), stage_table(PROVE)
+#: Prices are always sought anew.
 NO_STAGES = stage_table(())
-
-
-def experts_alike(tables: Tables) -> bool:
-    """Whether all experts of a device take equal compute time."""
-    most = np.zeros(tables.low.size)
-    np.maximum.at(most, tables.expert_device, tables.compute)
-    return bool((most[tables.expert_device] == tables.compute).all())
-
-
-def mean_works(tables: Tables) -> RealArray:
-    """Compute time of a mean transfer, s (1, devices)."""
-    least, most = np.full(tables.low.size, np.inf), np.zeros(tables.low.size)
-    np.minimum.at(least, tables.expert_device, tables.compute)
-    np.maximum.at(most, tables.expert_device, tables.compute)
-    mean: RealArray = freeze(np.where(np.isfinite(least), 0.5 * (least + most), 0.0)[None, :])
-    return mean
 
 
 class Workspace:

@@ -119,6 +119,22 @@ class _Quote(NamedTuple):
 
 
 @compiled
+def fleet_work(hosts: np.ndarray, compute: np.ndarray, devices: int) -> tuple[bool, np.ndarray]:
+    """Whether all experts of a device take equal time; compute time of a mean transfer, s (1, devices)."""
+    least, most = np.full(devices, inf), np.zeros(devices)
+    for e in range(hosts.size):
+        least[hosts[e]] = min(least[hosts[e]], compute[e])
+        most[hosts[e]] = max(most[hosts[e]], compute[e])
+    alike = True
+    mean = np.zeros((1, devices))
+    for k in range(devices):
+        if least[k] < inf:
+            mean[0, k] = 0.5 * (least[k] + most[k])
+            alike = alike and least[k] == most[k]
+    return alike, mean
+
+
+@compiled
 def open_prices(block: Block, link: Link, plain: np.ndarray, prices: Prices) -> None:
     """Fill first prices from the best bandwidth for a selection (1, tokens, m)."""
     devices = link.low.size
