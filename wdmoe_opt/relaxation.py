@@ -589,7 +589,7 @@ class Relaxation:
         horizon = target if axis is None else target - (nu * base.points).sum(axis=1)
         bandwidth = np.repeat(single[:, None], self.devices, axis=1) if axis is None else nu
         where = np.exp(points)
-        if axis is None:
+        if axis is None and self.free:
             # `_alone` takes the mean price at the points; they must spend the whole budget.
             where *= self.link.total / where.sum(axis=1, keepdims=True)
         return Quote(seconds * second, second, retention, bandwidth, where, horizon)
