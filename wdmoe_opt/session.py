@@ -21,7 +21,7 @@ from wdmoe_opt.floors import floor_conflict
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.kernels.intake import mix_weights, price_selection, take_gains, take_routing
 from wdmoe_opt.kernels.price_newton import Link, Prices
-from wdmoe_opt.kernels.single_block import COLD, LATENCY, Block, air_times, fleet_work
+from wdmoe_opt.kernels.single_block import BOUND, COLD, LATENCY, STAGES, Block, air_times, fleet_work
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
 from wdmoe_opt.registry import BoundKind, Control, Point, Termination
 from wdmoe_opt.relaxation import PROVE, Stage
@@ -37,6 +37,7 @@ from wdmoe_opt.solving import priced_solution
 from wdmoe_opt.validation import (
     IntArray,
     RealArray,
+    float_array,
     freeze,
     int_array,
     real_array,
@@ -139,7 +140,8 @@ class SessionResult:
     def expert_ids(self) -> IntArray:
         """Candidates of the call, (tokens, m)."""
         self._valid()
-        return _read_only(self._memory.ids[: self.tokens])
+        ids: IntArray = _read_only(self._memory.ids[: self.tokens])
+        return ids
 
     @property
     def feasible(self) -> bool:
@@ -263,8 +265,9 @@ class Session:
     -----
     One session per thread; a call while another one runs raises `WdmoeError`. The same sequence of calls
     gives the same bits. With one block, free bandwidth and dispatch "expert" a call is one compiled run
-    from the last prices (a cold one where the devices in reach changed, or where the residual says that
-    the last prices lead astray); the other modes solve each call like method "certified".
+    from the last prices (and a cold one where the devices in reach changed, where the residual says that
+    the last prices lead astray, or where they leave a gap); the other modes solve each call like method
+    "certified".
     """
 
     def __init__(
@@ -284,7 +287,9 @@ class Session:
         inst = problem.instance
         rule = f"must be at least the template's {inst.tokens} tokens"
         self.max_tokens = (
-            inst.tokens if max_tokens is None else whole("max_tokens", max_tokens, inst.tokens, 2**31 - 1, rule)
+            inst.tokens
+            if max_tokens is None
+            else whole("max_tokens", max_tokens, inst.tokens, 2**31 - 1, rule)
         )
         if time_limit is not None:
             time_limit = real_scalar("time_limit", time_limit, minimum=0)
@@ -310,9 +315,10 @@ class Session:
         self._times = np.zeros(inst.devices)
         self._c_down, self._c_up = np.zeros((1, inst.devices)), np.zeros((1, inst.devices))
         self._reached = np.zeros(inst.devices, dtype=np.bool_)
-        self._powers = None
+        self._powers: tuple[Any, ...] | None = None
         if inst.token_time_link is None:
-            self._powers = (inst.power_down, inst.power_up, inst.noise_density, t.bits_down, t.bits_up, t.high)
+            radio = (inst.power_down, inst.power_up, inst.noise_density)
+            self._powers = (*radio, t.bits_down, t.bits_up, t.high)
         self._space = Workspace(self.max_tokens, inst.columns, inst.devices, inst.experts)
         self._device_time = np.empty(inst.devices)
         views = (self._allowed, self._share, self._work, self._plain, self._c_down, self._c_up)
@@ -424,7 +430,7 @@ class Session:
             np.isfinite(self._times, out=self._reached)
             fits = bool((self._times >= 0).all())
         fits = fits and take_routing(
-            self._ids[n], self._weights[n], p.instance.top_k, p.candidate_columns, p.expert_cap,
+            self._ids[n], self._weights[n], p.instance.top_k or 0, p.candidate_columns, p.expert_cap,
             self._reached[t.expert_device], t.compute, self._allowed[:, n], self._share[:, n],
             self._work if self._alike else self._work[:, n], self._mass[n], self._plain[:, n], self._richest,
         )  # fmt: skip
@@ -483,7 +489,7 @@ class Session:
             assert memory.link_time is not None
             self._times[:] = memory.link_time
             if token_time_link is not None:
-                times = np.asarray(token_time_link, dtype=np.float64)
+                times = float_array("token_time_link", token_time_link)
                 require_shape("token_time_link", times, shape, "(devices,)")
                 self._times[:] = times
             return
@@ -561,18 +567,25 @@ class Session:
             allowed, share, self._seen[2] if self._alike else work, t.expert_device, t.compute, t.activation,
             t.link_delay, self._mean_work, self._alike, floor * tokens, token_floor, self.template.expert_cap,
         )  # fmt: skip
-        warm = memory.priced > 0 and bool((memory.reached == self._reached).all())
-        prices = memory.prices
-        if warm and memory.priced != tokens:
+        priced, prices = memory.priced, memory.prices
+        memory.priced = 0  # an interrupted call leaves prices that nobody should start from
+        warm = priced > 0 and bool((memory.reached == self._reached).all())
+        if warm and priced != tokens:
             # Twice the tokens take twice the time; what a transfer is worth stays.
             for array in (prices.slack, prices.deadline, prices.hertz):
-                array *= tokens / memory.priced
-        space.prices = prices
-        space.lead(block, self._link, plain, WARM_TABLE if warm else NO_STAGES)
-        stages = PROVE_TABLE if space.found.numbers[COLD] else WARM_PROVE_TABLE
-        space.prove(block, self._link, stages, TRADES, self._control.rel_gap)
+                array *= tokens / priced
+        space.prices, numbers, gap = prices, space.found.numbers, self._control.rel_gap
+        space.begin()
+        if warm:
+            space.lead(block, self._link, plain, WARM_TABLE)
+            warm = not numbers[COLD]
+            space.prove(block, self._link, WARM_PROVE_TABLE if warm else PROVE_TABLE, TRADES, gap)
+        if not numbers[STAGES] or (warm and numbers[LATENCY] - numbers[BOUND] > gap * numbers[LATENCY]):
+            # The last prices may have led astray: what new ones give is kept where it is better.
+            space.lead(block, self._link, plain, NO_STAGES)
+            space.prove(block, self._link, PROVE_TABLE, TRADES, gap)
         memory.priced, memory.reached[:] = tokens, self._reached
-        return space.found.numbers
+        return numbers
 
     def _finished(self, row: int, memory: _Memory) -> Group:
         """Searches and ascent from where the stages stopped, as method "certified" does them."""
@@ -641,9 +654,7 @@ class Session:
         result.lower_bound = proved
         result.bound_kind = "certified" if isfinite(proved) else "none"
 
-    def _nothing(
-        self, row: int, memory: _Memory, why: str, started: float, ready: float
-    ) -> SessionResult:
+    def _nothing(self, row: int, memory: _Memory, why: str, started: float, ready: float) -> SessionResult:
         """No selection keeps the floors."""
         keep = self._space.found.keep[: memory.tokens]
         keep[:] = False
@@ -658,7 +669,10 @@ class Session:
         """The call's problem over the session's own buffers, which have been checked: valid in this call."""
         n = memory.tokens
         known = self.template.instance
-        changes: dict[str, Any] = {"expert_ids": memory.ids[None, :n], "gate_weights": memory.weights[None, :n]}
+        changes: dict[str, Any] = {
+            "expert_ids": memory.ids[None, :n],
+            "gate_weights": memory.weights[None, :n],
+        }
         if memory.gains is not None:
             changes |= {"gain_down": memory.gains[0], "gain_up": memory.gains[1]}
         else:
@@ -712,7 +726,9 @@ def _problem(
 
 def _check_template(problem: Problem) -> None:
     if problem.objective != "latency":
-        raise UnsupportedError(f"a Session is for objective 'latency', not {problem.objective!r}; use solve()")
+        raise UnsupportedError(
+            f"a Session is for objective 'latency', not {problem.objective!r}; use solve()"
+        )
     if not problem.selectable:
         raise UnsupportedError("a Session selects experts, and the instance has loads only; use solve()")
     if problem.instance.blocks > 1 and problem.allocation == "shared":

@@ -62,13 +62,15 @@ class Workspace:
         found = self.found._replace(keep=self.found.keep[:tokens], surplus=self.found.surplus[:tokens])
         return self.prices._replace(bids=self.prices.bids[:, :tokens]), found
 
+    def begin(self) -> None:
+        """Forget what was found."""
+        self.found.numbers[:] = 0.0
+        self.found.numbers[LATENCY] = np.inf
+
     def lead(self, block: Block, link: Link, plain: NDArray[np.bool_], warm: RealArray = NO_STAGES) -> None:
         """Find prices to start from: by the stages ``warm`` from those at hand, else anew."""
-        numbers = self.found.numbers
-        numbers[:] = 0.0
-        numbers[LATENCY] = np.inf
         prices, _ = self.narrowed(block.ids.shape[1])
-        lead_prices(block, link, plain, LEAD_TABLE, warm, prices, self.loads, numbers)
+        lead_prices(block, link, plain, LEAD_TABLE, warm, prices, self.loads, self.found.numbers)
 
     def prove(self, block: Block, link: Link, stages: RealArray, rounds: int, rel_gap: float) -> None:
         """Bounds and selections of some stages, until the gap is closed."""
@@ -94,8 +96,8 @@ class Workspace:
         surplus = found.surplus[:tokens]
         return Proof(
             self.bound, found.send[None, :].copy(), found.work[None, :].copy(), found.wake[None, :].copy(),
-            surplus[None].copy() if surplus.any() else None, found.numbers[RETENTION_PRICE : RETENTION_PRICE + 1].copy(),
-            nu, found.points[None, :].copy(), found.numbers[BOUND : BOUND + 1].copy(), np.zeros(1),
+            surplus[None].copy() if surplus.any() else None,
+            found.numbers[RETENTION_PRICE : RETENTION_PRICE + 1].copy(), nu, found.points[None, :].copy(), found.numbers[BOUND : BOUND + 1].copy(), np.zeros(1),
             np.zeros((1, 1)),
         )  # fmt: skip
 

@@ -114,7 +114,7 @@ def take_gains(
     c_up: np.ndarray,
     reached: np.ndarray,
 ) -> bool:
-    """Whether gains (devices,) keep the rules; if so, fill SNR bandwidths (1, devices), Hz, and who is reached."""
+    """Whether gains (devices,) keep the rules; if so, fill SNR bandwidths (1, devices), Hz, and ``reached``."""
     for k in range(gain_down.size):
         down, up = gain_down[k], gain_up[k]
         if not (0.0 <= down < inf and 0.0 <= up < inf):
@@ -141,7 +141,7 @@ def price_selection(
     link_time: np.ndarray,
     device_time: np.ndarray,
 ) -> tuple[float, float]:
-    """Latency, s, and mean retention of a selection (tokens, m) of one block; fills device times (devices,)."""
+    """Latency, s, and mean retention of one block's selection (tokens, m); fills device times (devices,)."""
     devices = delay.size
     sent, last = np.zeros(devices), np.full(devices, -1)
     load = np.zeros(hosts.size)

@@ -506,9 +506,7 @@ def prove_and_round(
     for r in range(prove.shape[0]):
         numbers[RESIDUAL] = _settle(block, items, link, prove[r], prices, loads)
         quote = _quoted(block, link, prices, loads)
-        _prove(
-            block, wide, usable, least, most, wakes, quote, prices.retention[0], prices.deadline[0], found
-        )
+        _prove(block, wide, usable, least, most, wakes, quote, prices.retention[0], prices.deadline[0], found)
         _round(block, link, quote, prices, rounds, rel_gap, found)
         numbers[STAGES] += 1.0
         if numbers[LATENCY] - numbers[BOUND] <= rel_gap * numbers[LATENCY]:

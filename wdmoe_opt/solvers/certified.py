@@ -127,6 +127,7 @@ class Group:
         relaxation, t = self.relaxation, self.problem.tables
         block = relaxation.as_block()
         space = Workspace(relaxation.tokens, relaxation.columns, t.low.size, t.expert_device.size)
+        space.begin()
         space.lead(block, relaxation.link, freeze(self.plain[self.rows]))
         for r, stage in enumerate(PROVE):
             space.prove(block, relaxation.link, PROVE_TABLE[r : r + 1], TRADES, self.rel_gap)
