@@ -138,7 +138,7 @@ def test_same_calls_same_bits() -> None:
 
 def test_warm_start_is_used_and_left() -> None:
     """Small changes start warm; devices that come into reach, or wild changes, start anew."""
-    problem = make(60, min_retention=0.3)
+    problem = make(60, 5, min_retention=0.5)
     gain = problem.instance.gain_down
     session = wo.Session(problem, rel_gap=0.02)
     assert not session.solve().warm

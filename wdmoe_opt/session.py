@@ -251,7 +251,8 @@ class Session:
     certify : bool
         Recheck every bound by the certificate's check, which then is called "certified".
     time_limit : float, s, optional
-        Per call, for the searches that follow where the compiled stages leave a gap.
+        Per call, for the searches that follow where the compiled stages leave a gap, as they do with few
+        tokens; 0 leaves them out.
 
     Raises
     ------
@@ -423,9 +424,11 @@ class Session:
         p, t, n = self.template, self.template.tables, slice(tokens)
         fits = True
         if self._powers is not None:
+            down, up, noise, bits_down, bits_up, high = self._powers
             fits = take_gains(
-                self._gains[0], self._gains[1], *self._powers, self._c_down, self._c_up, self._reached
-            )
+                self._gains[0], self._gains[1], down, up, noise, bits_down, bits_up, high, self._c_down,
+                self._c_up, self._reached,
+            )  # fmt: skip
         else:
             np.isfinite(self._times, out=self._reached)
             fits = bool((self._times >= 0).all())
@@ -545,7 +548,8 @@ class Session:
         lower, warm = self._space.bound, not found[COLD]
         tokens = memory.tokens
         numbers = self._space.found
-        if found[LATENCY] - lower > self._control.rel_gap * found[LATENCY] and tokens <= POLISH_TOKENS:
+        open_gap = found[LATENCY] - lower > self._control.rel_gap * found[LATENCY]
+        if open_gap and tokens <= POLISH_TOKENS and self._control.time_limit != 0:
             group = self._finished(row, memory)
             lower = group.lower
             numbers.keep[:tokens] = group.keep[0]

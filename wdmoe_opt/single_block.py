@@ -97,8 +97,8 @@ class Workspace:
         return Proof(
             self.bound, found.send[None, :].copy(), found.work[None, :].copy(), found.wake[None, :].copy(),
             surplus[None].copy() if surplus.any() else None,
-            found.numbers[RETENTION_PRICE : RETENTION_PRICE + 1].copy(), nu, found.points[None, :].copy(), found.numbers[BOUND : BOUND + 1].copy(), np.zeros(1),
-            np.zeros((1, 1)),
+            found.numbers[RETENTION_PRICE : RETENTION_PRICE + 1].copy(), nu, found.points[None, :].copy(),
+            found.numbers[BOUND : BOUND + 1].copy(), np.zeros(1), np.zeros((1, 1)),
         )  # fmt: skip
 
     @property

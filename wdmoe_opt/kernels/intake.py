@@ -114,7 +114,7 @@ def take_gains(
     c_up: np.ndarray,
     reached: np.ndarray,
 ) -> bool:
-    """Whether gains (devices,) keep the rules; if so, fill SNR bandwidths (1, devices), Hz, and ``reached``."""
+    """Whether gains (devices,) keep the rules; fills SNR bandwidths (1, devices), Hz, and ``reached``."""
     for k in range(gain_down.size):
         down, up = gain_down[k], gain_up[k]
         if not (0.0 <= down < inf and 0.0 <= up < inf):
