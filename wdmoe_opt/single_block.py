@@ -65,7 +65,8 @@ class Workspace:
     def begin(self) -> None:
         """Forget what was found."""
         self.found.numbers[:] = 0.0
-        self.found.numbers[LATENCY] = np.inf
+        # Prices that prove nothing are kept too, unless they are not even numbers: ascent can start there.
+        self.found.numbers[BOUND], self.found.numbers[LATENCY] = -1.0, np.inf
 
     def lead(self, block: Block, link: Link, plain: NDArray[np.bool_], warm: RealArray = NO_STAGES) -> None:
         """Find prices to start from: by the stages ``warm`` from those at hand, else anew."""
@@ -80,7 +81,7 @@ class Workspace:
     @property
     def bound(self) -> float:
         """Best bound, s; 0 if nothing is proved."""
-        return float(self.found.numbers[BOUND])
+        return max(float(self.found.numbers[BOUND]), 0.0)
 
     @property
     def latency(self) -> float:
@@ -88,9 +89,9 @@ class Workspace:
         return float(self.found.numbers[LATENCY])
 
     def proof(self, tokens: int) -> Proof | None:
-        """A copy of the best prices, None if they prove nothing."""
+        """A copy of the best prices, None if there are none."""
         found = self.found
-        if not self.bound > 0:
+        if found.numbers[BOUND] < 0:
             return None
         nu = np.full((1, found.send.size), found.numbers[HERTZ])
         surplus = found.surplus[:tokens]

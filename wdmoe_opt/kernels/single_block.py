@@ -487,7 +487,7 @@ def prove_and_round(
     prices : Prices, updated
     loads : float array (1, devices), updated
     found : Found, updated
-        The best so far; to begin, bound 0 and latency inf.
+        The best so far; to begin, bound -1 and latency inf.
     """
     items = Items(
         block.ids, block.share, block.work, block.hosts, block.activation.reshape((1, block.activation.size)),

@@ -247,7 +247,7 @@ class Group:
 
     def _ascend(self) -> None:
         """Raise the bound where few tokens make it jagged."""
-        if self.relaxation.tokens > POLISH_TOKENS:
+        if self.relaxation.tokens > POLISH_TOKENS or self.relaxation.best is None:
             return
         self.relaxation.improve(self.keep, ASCENT)
         self.note("ascent")
@@ -291,7 +291,8 @@ def assemble(shape: tuple[int, ...], proofs: list[Proof]) -> Certificate:
 
 def _prices(shape: tuple[int, ...], proofs: list[Proof]) -> dict[str, RealArray]:
     names = ("send", "work", "wake", "retention", "bandwidth", "points")
-    prices = {name: np.concatenate([getattr(proof, name) for proof in proofs]) for name in names}
+    # Read-only, so that the certificate takes them as they are.
+    prices = {name: freeze(np.concatenate([getattr(proof, name) for proof in proofs])) for name in names}
     if any(proof.share is not None for proof in proofs):
         prices["share"] = np.concatenate(
             [np.zeros((len(p.send), *shape[1:])) if p.share is None else p.share for p in proofs]
