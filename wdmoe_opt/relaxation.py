@@ -299,6 +299,7 @@ class Relaxation:
             block_multipliers(
                 sent[0], times[0], t.bits_down, down, t.bits_up, up, t.low, t.high, bandwidth, multipliers[0]
             )
+        self.loads[:] = sent  # what bandwidth prices are taken from if every stage goes astray
         self.mean_work = self._mean_work(sent, busy)
         multipliers = np.maximum(multipliers, LEAST_MULTIPLIER)
         multipliers /= multipliers.sum(axis=1, keepdims=True)

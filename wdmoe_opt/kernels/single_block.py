@@ -135,8 +135,8 @@ def fleet_work(hosts: np.ndarray, compute: np.ndarray, devices: int) -> tuple[bo
 
 
 @compiled
-def open_prices(block: Block, link: Link, plain: np.ndarray, prices: Prices) -> None:
-    """Fill first prices from the best bandwidth for a selection (1, tokens, m)."""
+def open_prices(block: Block, link: Link, plain: np.ndarray, prices: Prices, loads: np.ndarray) -> None:
+    """Fill first prices and loads from the best bandwidth for a selection (1, tokens, m)."""
     devices = link.low.size
     sent, busy = np.empty((1, devices)), np.empty((1, devices))
     load = np.empty((1, block.hosts.size), dtype=np.int64)
@@ -172,6 +172,7 @@ def open_prices(block: Block, link: Link, plain: np.ndarray, prices: Prices) -> 
     prices.retention[0] = 4.0 * paid / devices * pairs / block.ids.shape[1]
     prices.deadline[0] = latency
     prices.hertz[0] = 0.5 * latency / link.total
+    loads[:, :] = sent
     prices.on[:, :] = 1.0
     prices.bids[:, :] = 0.0
 
@@ -454,7 +455,7 @@ def lead_prices(
         residual = _settle(block, items, link, warm[r], prices, loads)
     if not residual < 1.0:
         numbers[COLD] = 1.0
-        open_prices(block, link, plain, prices)
+        open_prices(block, link, plain, prices, loads)
         needed, floors = np.full(1, block.needed), np.full(1, block.floor)
         first_retention_price(
             items, link, np.zeros((1, link.low.size)), True, needed, floors, block.mean_work, lead[0, 0],
