@@ -130,10 +130,7 @@ def log_time_terms(
             else:
                 e = 1.0 - x / ((1.0 + x) * l1)
                 bend = x / (1.0 + x) * ((x - l1) / (1.0 + x)) / (l1 * l1)
-            if c > 0.0 and x < HUGE:
-                v = bits / (b * l1 / LN2)
-            else:
-                v = bits / rate(b, c)
+            v = bits / (b * l1 / LN2) if c > 0.0 and x < HUGE else bits / rate(b, c)
             time += v
             first -= v * e
             second += v * (e * e + bend)
