@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from wdmoe_opt.instance import Instance
     from wdmoe_opt.library import list_instances, load_instance
+    from wdmoe_opt.many import solve_many
     from wdmoe_opt.metrics import WLR_READINGS, Evaluation, Violation, evaluate
     from wdmoe_opt.pareto import Frontier, frontier
     from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         list_solvers,
         register_solver,
     )
+    from wdmoe_opt.session import Session, SessionResult
     from wdmoe_opt.solution import Solution
     from wdmoe_opt.solving import solve
 
@@ -49,6 +51,8 @@ __all__ = [
     "InstanceFileError",
     "Point",
     "Problem",
+    "Session",
+    "SessionResult",
     "Solution",
     "SolverInfo",
     "Termination",
@@ -66,6 +70,7 @@ __all__ = [
     "load_instance",
     "register_solver",
     "solve",
+    "solve_many",
 ]
 
 #: Where each public name lives. They are imported on first use: loading Numba takes most of the import
@@ -77,10 +82,12 @@ _HOMES = {
     "errors": ("InputError", "InstanceFileError", "UnknownNameError", "UnsupportedError", "WdmoeError"),
     "instance": ("Instance",),
     "library": ("list_instances", "load_instance"),
+    "many": ("solve_many",),
     "metrics": ("WLR_READINGS", "Evaluation", "Violation", "evaluate"),
     "pareto": ("Frontier", "frontier"),
     "problem": ("FEASIBILITY_TOLERANCE", "Problem"),
     "registry": ("Control", "Point", "SolverInfo", "Termination", "list_solvers", "register_solver"),
+    "session": ("Session", "SessionResult"),
     "solution": ("Solution",),
     "solving": ("solve",),
 }

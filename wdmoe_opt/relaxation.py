@@ -26,8 +26,9 @@ from wdmoe_opt.kernels.response import Items
 from wdmoe_opt.kernels.rounding import exchange, round_block
 from wdmoe_opt.kernels.share_bound import share_bound
 from wdmoe_opt.kernels.shared_bandwidth import shared_bandwidth
+from wdmoe_opt.kernels.single_block import Block, fleet_work
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
-from wdmoe_opt.validation import RealArray
+from wdmoe_opt.validation import RealArray, freeze
 
 #: Values of x = 1 / (T - offset) around the present one at which device terms are taken.
 GRID = np.array([0.0, 0.4, 0.6, 0.75, 0.85, 0.92, 0.97, 1.0, 1.03, 1.08, 1.15, 1.25, 1.4])
@@ -280,6 +281,16 @@ class Relaxation:
             )
         return self._device_items()
 
+    def as_block(self) -> Block:
+        """The single block of a group with free bandwidth and dispatch "expert", for its own kernel."""
+        t = self.problem.tables
+        alike, mean_work = fleet_work(t.expert_device, t.compute, self.devices)
+        work = np.zeros((1, 1, 1)) if alike else t.compute[np.maximum(self.ids, 0)]
+        return Block(
+            self.ids, self.share, freeze(work), t.expert_device, t.compute, t.activation, t.link_delay,
+            freeze(mean_work), alike, float(self.needed[0]), float(self.floors[0]), self.problem.expert_cap,
+        )  # fmt: skip
+
     def _device_items(self) -> Items:
         """A token's candidates on one device merged into one item, which takes all of them."""
         t = self.problem.tables
@@ -406,6 +417,7 @@ class Relaxation:
             block_multipliers(
                 sent[0], times[0], t.bits_down, down, t.bits_up, up, t.low, t.high, bandwidth, multipliers[0]
             )
+        self.loads[:] = sent  # what bandwidth prices are taken from if every stage goes astray
         self.mean_work = self._mean_work(sent, busy)
         multipliers = np.maximum(multipliers, LEAST_MULTIPLIER)
         multipliers /= multipliers.sum(axis=1, keepdims=True)

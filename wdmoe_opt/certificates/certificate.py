@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields, replace
+from copy import copy
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
@@ -179,8 +180,9 @@ class Certificate:
 
     def sealed(self, problem: Problem, bound: float) -> Self:
         """Return a copy that claims ``bound`` for ``problem``, with its digest."""
-        claimed = replace(self, bound=bound)
-        # The copy is this function's own until it is returned.
+        # The arrays have been checked and are read-only; the copy is this function's own until returned.
+        claimed = copy(self)
+        object.__setattr__(claimed, "bound", float(bound))
         object.__setattr__(claimed, "digest", claimed.expected_digest(problem))
         return claimed
 

@@ -234,7 +234,9 @@ def deadline_margins(facts: Facts, certificate: Certificate) -> RealArray:
     margin = -scale
     # For a single set the stored tangent points are mostly good enough, for several they rarely are.
     several = terms.wake.shape[-1] > 1
-    for limits, refine in ((False, several), (True, several), (True, not several)):
+    # Limits on transfers only ever lower a worth; for a single set it is mostly low enough without them.
+    tries = [(True, True), (True, False)] if several else [(False, False), (True, False), (True, True)]
+    for limits, refine in tries:
         found = device_bound(facts, prices.device, terms, deadline, scale, limits=limits, refine=refine)
         worth = np.minimum(worth, found)
         margin = _margin(prices.tokens, worth, budget)

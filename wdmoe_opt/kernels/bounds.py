@@ -19,6 +19,8 @@ from wdmoe_opt.kernels.price_newton import Link
 
 #: Newton steps for the best bandwidth of a device term; concave, so few are needed.
 POINT_STEPS = 30
+#: Step of ln bandwidth that is the last: the next would be about its square, and the value is flat there.
+CLOSE = 1e-5
 #: Least ln bandwidth looked at, below the largest one: there a device earns next to nothing.
 DEEPEST = 40.0
 #: By how much a deadline must be out of reach, relative to what is paid: the check rounds outward.
@@ -293,10 +295,10 @@ def best_point(
         step = ratio / -min(bend, -0.05)
         step = min(max(step, -3.0), 3.0)
         moved = min(max(u + step, bottom), top)
-        if abs(moved - u) < 1e-7:
-            u = moved
-            break
+        close = abs(moved - u) < CLOSE
         u = moved
+        if close:
+            break
     time, _, _ = log_time_terms(exp(u), bits_down, c_down, bits_up, c_up)
     return weight / (time + compute) - nu * exp(u), u
 
@@ -586,6 +588,8 @@ def block_deadline(
         )  # fmt: skip
         if excess > margin:
             below = deadline
+            if excess <= 4.0 * margin:
+                break  # Newton aims at two margins; nearer would gain less than the margin is worth
         else:
             above = deadline
         if above < inf and above - below <= precision * above:

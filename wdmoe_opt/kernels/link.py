@@ -122,14 +122,15 @@ def log_time_terms(
         c = c_up if up else c_down
         if bits > 0.0:
             x = min(c / b, HUGE)
+            # The logarithm takes most of the time, so the rate shares it; see `rate`.
+            l1 = log1p(x)
             if x < SMALL:
                 e = x * (0.5 + x * (-5.0 / 12.0 + x * (0.375 - x * 251.0 / 720.0)))
                 bend = x * (0.5 + x * (-5.0 / 6.0 + x * (1.125 - x * 251.0 / 180.0)))
             else:
-                l1 = log1p(x)
                 e = 1.0 - x / ((1.0 + x) * l1)
                 bend = x / (1.0 + x) * ((x - l1) / (1.0 + x)) / (l1 * l1)
-            v = bits / rate(b, c)
+            v = bits / (b * l1 / LN2) if c > 0.0 and x < HUGE else bits / rate(b, c)
             time += v
             first -= v * e
             second += v * (e * e + bend)

@@ -173,6 +173,8 @@ def respond(
     retention = 0.0
     for e in range(switches):
         k = items.hosts[e]
+        if not seconds[k] < inf:
+            continue  # out of reach: nobody wants it, and being on would cost nothing
         a = items.activation[i, e]
         part_on = 1.0
         if a > 0.0:

@@ -19,13 +19,15 @@ from wdmoe_opt.bandwidth import allocate, demands
 from wdmoe_opt.certificates.certificate import Certificate
 from wdmoe_opt.floors import repair_floors
 from wdmoe_opt.kernels.pricing import busy_times, count_loads
+from wdmoe_opt.kernels.single_block import RESIDUAL
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point, Termination
 from wdmoe_opt.relaxation import LEAD, PROVE, Proof, Relaxation, join
 from wdmoe_opt.search import Search, groups, start_selection
 from wdmoe_opt.solvers.alternating import explore
+from wdmoe_opt.single_block import PROVE_TABLE, Workspace
 from wdmoe_opt.solvers.deadline import Deadline
-from wdmoe_opt.validation import RealArray
+from wdmoe_opt.validation import RealArray, freeze
 
 #: Exact trades after rounding.
 TRADES = 60
@@ -106,6 +108,41 @@ class Group:
 
     def run(self) -> None:
         """Prices, bounds and selections at ever narrower smoothing, then searches and ascent."""
+        if self.traded:
+            self._run_single()
+        else:
+            self._run_stages()
+        self.finish()
+
+    def finish(self) -> None:
+        """Searches and ascent, where the stages left a gap."""
+        for step in (self._alternate, self._polish, self._ascend):
+            if self.done:
+                return
+            step()
+
+    def adopt(self, space: Workspace) -> None:
+        """Take over what the compiled stages of a single block found."""
+        self.relaxation.best = space.proof(self.relaxation.tokens)
+        found = space.narrowed(self.relaxation.tokens)[1]
+        self.keep, self.bandwidth, self.value = found.keep[None], found.bandwidth, space.latency
+
+    def _run_single(self) -> None:
+        """The stages of a single block with free bandwidth, compiled as one."""
+        relaxation, t = self.relaxation, self.problem.tables
+        block = relaxation.as_block()
+        space = Workspace(relaxation.tokens, relaxation.columns, t.low.size, t.expert_device.size)
+        space.begin()
+        space.lead(block, relaxation.link, freeze(self.plain[self.rows]))
+        for r, stage in enumerate(PROVE):
+            space.prove(block, relaxation.link, PROVE_TABLE[r : r + 1], TRADES, self.rel_gap)
+            self.adopt(space)
+            self.note(f"width {stage.width:g}, residual {space.found.numbers[RESIDUAL]:.1e}")
+            if self.done:
+                return
+
+    def _run_stages(self) -> None:
+        """Prices by Newton, stage by stage, with bounds and roundings."""
         relaxation = self.relaxation
         relaxation.start(self.plain)
         relaxation.first_retention_price(LEAD[0].width)
@@ -117,10 +154,6 @@ class Group:
             relaxation.bound()
             self._round()
             self.note(f"width {stage.width:g}, residual {residual:.1e}")
-            if self.done:
-                return
-        for step in (self._alternate, self._polish, self._ascend):
-            step()
             if self.done:
                 return
 
@@ -238,7 +271,7 @@ def _point(problem: Problem, control: Control, done: list[Group]) -> Point:
     proofs = [group.relaxation.best for group in done]
     certificate = None
     if all(proof is not None and proof.bound > 0 for proof in proofs):
-        certificate = assemble(problem, [p for p in proofs if p is not None])
+        certificate = assemble(problem.tables.ids.shape, [p for p in proofs if p is not None])
     trace = sorted((line for group in done for line in group.trace), key=lambda line: line["block"])
     value = sum(group.value for group in done)
     lower = sum(group.lower for group in done)
@@ -254,26 +287,26 @@ def _point(problem: Problem, control: Control, done: list[Group]) -> Point:
     )  # fmt: skip
 
 
-def assemble(problem: Problem, proofs: list[Proof]) -> Certificate:
-    """One certificate from the proofs of all groups."""
+def assemble(shape: tuple[int, ...], proofs: list[Proof]) -> Certificate:
+    """One certificate from the proofs of all groups; ``shape`` is (blocks, tokens, m)."""
     proof = proofs[0]
     if proof.form == "shared":
         floor = None
         if proof.floor is not None:
-            floor = Certificate(form="deadline", deadline=proof.floor.deadline, **_prices(problem, [proof.floor]))
+            floor = Certificate(form="deadline", deadline=proof.floor.deadline, **_prices(shape, [proof.floor]))
         return Certificate(
-            form="shared", offset=proof.offset, grid=proof.grid, floor=floor, **_prices(problem, proofs)
+            form="shared", offset=proof.offset, grid=proof.grid, floor=floor, **_prices(shape, proofs)
         )
     deadline = np.concatenate([proof.deadline for proof in proofs])
-    return Certificate(form="deadline", deadline=deadline, **_prices(problem, proofs))
+    return Certificate(form="deadline", deadline=deadline, **_prices(shape, proofs))
 
 
-def _prices(problem: Problem, proofs: list[Proof]) -> dict[str, RealArray]:
+def _prices(shape: tuple[int, ...], proofs: list[Proof]) -> dict[str, RealArray]:
     names = ("send", "work", "wake", "retention", "bandwidth", "points")
-    prices = {name: np.concatenate([getattr(proof, name) for proof in proofs]) for name in names}
+    # Read-only, so that the certificate takes them as they are.
+    prices = {name: freeze(np.concatenate([getattr(proof, name) for proof in proofs])) for name in names}
     if any(proof.share is not None for proof in proofs):
-        shape = problem.tables.ids.shape[1:]
         prices["share"] = np.concatenate(
-            [np.zeros((len(p.send), *shape)) if p.share is None else p.share for p in proofs]
+            [np.zeros((len(p.send), *shape[1:])) if p.share is None else p.share for p in proofs]
         )
     return prices
