@@ -86,7 +86,9 @@ class Line:
         return sum(good) / len(good)
 
 
-def gated(tokens: int, blocks: int, devices: int = 8, *, measured: bool = False, seed: int = 0) -> wo.Instance:
+def gated(
+    tokens: int, blocks: int, devices: int = 8, *, measured: bool = False, seed: int = 0
+) -> wo.Instance:
     """Several blocks of synthetic top-2 gates, one expert per device, on the cell of paper A."""
     gates = np.random.default_rng(seed).dirichlet(np.full(devices, 0.3), size=(blocks, tokens))
     times: dict[str, Any] = {"compute_time": np.linspace(1e-5, 4e-5, devices)}
@@ -143,8 +145,14 @@ def cases() -> Iterator[tuple[Case, Iterable[wo.Instance]]]:
     yield Case("same, 128 tokens", gap=2e-2, seconds=0.02), captured(128)
     yield Case("same, 32 tokens"), captured(32)
     yield Case("same, 32 tokens", "exact", gap=1e-2, seconds=10.0, limit=10.0), captured(32)
-    yield Case("26 blocks, 512 tokens, 64 experts on 8 boards, shared", gap=1e-2, seconds=1.0), captured(whole=True)
-    yield Case("24 blocks, 24 tokens, 32 experts on 8 boards, shared"), [wo.load_instance("gpt-oss-20b-decode")]
+    yield (
+        Case("26 blocks, 512 tokens, 64 experts on 8 boards, shared", gap=1e-2, seconds=1.0),
+        captured(whole=True),
+    )
+    yield (
+        Case("24 blocks, 24 tokens, 32 experts on 8 boards, shared"),
+        [wo.load_instance("gpt-oss-20b-decode")],
+    )
 
 
 def measure(case: Case, instances: Iterable[wo.Instance]) -> Line:

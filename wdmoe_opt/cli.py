@@ -193,6 +193,8 @@ def certify_command(
 def _printable(line: str) -> str:
     """A line without control characters, its indent kept."""
     return line[: len(line) - len(line.lstrip(" "))] + " ".join(map(clean, line.lstrip(" ").split(" ")))
+
+
 @app.command("frontier")
 def frontier_command(
     context: typer.Context,

@@ -9,7 +9,6 @@ floor holds; trades against the exact latency do the rest.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,10 @@ from wdmoe_opt.kernels.pricing import busy_times, count_loads
 from wdmoe_opt.kernels.single_block import RESIDUAL
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point, Termination
-from wdmoe_opt.relaxation import LEAD, PROVE, Proof, Relaxation, join
+from wdmoe_opt.relaxation import LEAD, PROVE, Proof, Relaxation
 from wdmoe_opt.search import Search, groups, start_selection
-from wdmoe_opt.solvers.alternating import explore
 from wdmoe_opt.single_block import PROVE_TABLE, Workspace
+from wdmoe_opt.solvers.alternating import explore
 from wdmoe_opt.solvers.deadline import Deadline
 from wdmoe_opt.validation import RealArray, freeze
 
@@ -293,7 +292,9 @@ def assemble(shape: tuple[int, ...], proofs: list[Proof]) -> Certificate:
     if proof.form == "shared":
         floor = None
         if proof.floor is not None:
-            floor = Certificate(form="deadline", deadline=proof.floor.deadline, **_prices(shape, [proof.floor]))
+            floor = Certificate(
+                form="deadline", deadline=proof.floor.deadline, **_prices(shape, [proof.floor])
+            )
         return Certificate(
             form="shared", offset=proof.offset, grid=proof.grid, floor=floor, **_prices(shape, proofs)
         )
