@@ -23,7 +23,7 @@ from wdmoe_opt.kernels.link import link_times
 from wdmoe_opt.kernels.price_newton import Link, Prices, first_retention_price, newton
 from wdmoe_opt.kernels.pricing import device_times
 from wdmoe_opt.kernels.response import Items
-from wdmoe_opt.kernels.rounding import exchange, round_block
+from wdmoe_opt.kernels.rounding import round_block
 from wdmoe_opt.kernels.share_bound import share_bound
 from wdmoe_opt.kernels.shared_bandwidth import shared_bandwidth
 from wdmoe_opt.kernels.single_block import Block, fleet_work
@@ -44,6 +44,8 @@ PRECISION = 4e-12
 SLOWEST = 1e9
 #: Ascent steps of every block between two changes of what a hertz is worth to it.
 JOINT_STEPS = 8
+#: Part of an equal share at which devices without tokens are priced.
+IDLE_SHARE = 0.01
 #: Multiplier that ascent starts from on devices that wait.
 TRACE_MULTIPLIER = 1e-3
 #: Smoothing of the slowest device where bandwidth is fixed.
@@ -474,8 +476,12 @@ class Relaxation:
         for array, old in zip((*self.prices, self.loads), state, strict=True):
             array[...] = old
 
-    def hold(self) -> None:
-        """Remember the present prices as those that ascent on blocks with shared bandwidth starts from."""
+    def lead(self, keep: NDArray[np.bool_]) -> None:
+        """Prices at wide smoothing, from a selection of the whole problem; ascent starts from them, too."""
+        self.start(keep)
+        self.first_retention_price(LEAD[0].width)
+        for stage in LEAD:
+            self.settle(stage)
         self.held = self._copy()
 
     # ------------------------------------------------------------------ bounds
@@ -633,7 +639,7 @@ class Relaxation:
             known = None if self.best is None else self.best.quote(latency)
             guess = start.second.sum(axis=1) * latency / np.maximum(self.needed, 1.0)
             priced = replace(start, retention=guess if known is None else known.retention)
-            quotes = [quote for quote in (known, held, priced) if quote is not None]
+            quotes = [quote for quote in (known, held, priced, start) if quote is not None]
             first = [self.ascend(quote, latency, max(steps // 4, 1)) for quote in quotes]
             best = max(first, key=lambda quote: self._keep(self.prove(quote)))
             return self._keep(self.prove(self.ascend(best, latency, steps)))
@@ -720,8 +726,11 @@ class Relaxation:
                 soft_multipliers(times[i], SLOWEST, multipliers[i])
         else:
             nu = hertz_prices(multipliers * sent, bandwidth, *radio)
+            # A device without tokens needs a price all the same, or all would go there.
+            bandwidth = np.maximum(bandwidth, IDLE_SHARE * t.total / self.devices)
+            link = link_times(bandwidth[None, :], *radio)
         seconds = np.where(np.isfinite(link), link, 0.0)
-        points = np.tile(np.maximum(bandwidth, 1e-12 * max(t.total, 1.0)), (self.blocks, 1))
+        points = np.tile(bandwidth, (self.blocks, 1))
         second = np.where(np.isfinite(link), np.maximum(multipliers, least), 0.0)
         return Quote(seconds * second, second, np.zeros(self.blocks), nu, points, latency)
 
@@ -735,11 +744,7 @@ class Relaxation:
         for i in range(self.blocks):
             row = self.rows.start + i
             single = Relaxation(self.problem, slice(row, row + 1))
-            single.start(whole)
-            single.first_retention_price(LEAD[0].width)
-            for stage in LEAD:
-                single.settle(stage)
-            single.hold()
+            single.lead(whole)
             single.bound()
             single.settle(PROVE[0])
             single.bound()
@@ -834,20 +839,6 @@ class Relaxation:
                 self.problem.expert_cap, keep[i],
             )  # fmt: skip
         return keep
-
-    def trade(self, keep: NDArray[np.bool_], load: RealArray, sent: RealArray, busy: RealArray, rounds: int,
-              stop: float, out: RealArray) -> float:  # fmt: skip
-        """Exact trades on the single block of a group with free bandwidth, dispatch "expert"; returns s."""
-        t = self.problem.tables
-        kept = float(self.share[0][keep[0]].sum())
-        slack = kept - float(self.needed[0]) + FLOOR_SLACK * self.tokens
-        latency: float = exchange(
-            self.ids[0], self.share[0], t.expert_device, t.compute, t.activation, t.link_delay,
-            self.prices.on[0] > 0.5, slack, float(self.floors[0]), self.problem.expert_cap, t.bits_down,
-            self.link.c_down[0], t.bits_up, self.link.c_up[0], t.low, t.high, t.total, rounds, stop, keep[0],
-            load[0], sent[0], busy[0], out,
-        )  # fmt: skip
-        return latency
 
 
 def _reweighed(quote: Quote, step: float) -> RealArray:

@@ -100,6 +100,7 @@ class Workspace:
             surplus[None].copy() if surplus.any() else None,
             found.numbers[RETENTION_PRICE : RETENTION_PRICE + 1].copy(), nu, found.points[None, :].copy(),
             found.numbers[BOUND : BOUND + 1].copy(), np.zeros(1), np.zeros((1, 1)),
+            found.numbers[BOUND : BOUND + 1].copy(),
         )  # fmt: skip
 
     @property

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wdmoe_opt.kernels.block_bandwidth import block_bandwidth, block_multipliers
-from wdmoe_opt.kernels.bounds import block_deadline, order_members, token_bound
+from wdmoe_opt.kernels.bounds import Limits, block_deadline, order_members, token_bound
 from wdmoe_opt.kernels.compiled import compiled
 from wdmoe_opt.kernels.link import link_time
 from wdmoe_opt.kernels.price_newton import Link, Prices, first_retention_price, newton
@@ -302,9 +302,14 @@ def _prove(
         pair[e] = quote.second[block.hosts[e]] * block.compute[e]
     surplus = np.empty((tokens, columns))
     used, kept = np.empty((2, experts)), np.empty((2, experts))
+    limits = Limits(
+        np.zeros((0, 0), dtype=np.bool_), np.zeros(value.size, dtype=np.bool_), np.zeros(devices),
+        np.zeros(devices, dtype=np.bool_), np.zeros(devices), np.full(devices, inf),
+    )  # fmt: skip
     paid = token_bound(
         block.ids[0], block.share[0], block.hosts, quote.send, pair, False, mu,
-        block.floor * (1.0 - TOLERANCE), block.cap, wakes, surplus, value, used, kept,
+        block.floor * (1.0 - TOLERANCE), block.cap, wakes, limits.forced, surplus, value, used, kept,
+        np.empty(block.ids.shape[1:], dtype=np.int8),
     )  # fmt: skip
     paid += mu * block.needed * (1.0 - TOLERANCE)
     members, ends = order_members(block.hosts, block.activation, value, usable, devices)
@@ -312,7 +317,7 @@ def _prove(
     dummy = np.zeros((1, devices))
     bound = block_deadline(
         0, paid, horizon, quote.send, quote.second, quote.hertz, wide, dummy, True, members, ends,
-        block.activation, value, least, most, PRECISION, points,
+        block.activation, value, least, most, limits, PRECISION, points,
     )  # fmt: skip
     if bound > found.numbers[BOUND]:
         found.numbers[BOUND] = bound

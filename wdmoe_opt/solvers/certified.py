@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from wdmoe_opt.bandwidth import allocate, demands
 from wdmoe_opt.certificates.certificate import Certificate
 from wdmoe_opt.floors import repair_floors
-from wdmoe_opt.kernels.pricing import busy_times, count_loads
 from wdmoe_opt.kernels.single_block import RESIDUAL
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point, Termination
-from wdmoe_opt.relaxation import LEAD, PROVE, Proof, Relaxation
+from wdmoe_opt.relaxation import PROVE, Proof, Relaxation
 from wdmoe_opt.search import Search, groups, start_selection
 from wdmoe_opt.single_block import PROVE_TABLE, Workspace
 from wdmoe_opt.solvers.alternating import explore
@@ -143,11 +142,7 @@ class Group:
     def _run_stages(self) -> None:
         """Prices by Newton, stage by stage, with bounds and roundings."""
         relaxation = self.relaxation
-        relaxation.start(self.plain)
-        relaxation.first_retention_price(LEAD[0].width)
-        for stage in LEAD:
-            relaxation.settle(stage)
-        relaxation.hold()
+        relaxation.lead(self.plain)
         for stage in PROVE:
             residual = relaxation.settle(stage)
             relaxation.bound()
@@ -181,7 +176,7 @@ class Group:
         return better
 
     def _round(self) -> None:
-        """Round the prices to a selection, repaired where a floor is missed, with trades where they apply."""
+        """Round the prices to a selection, repaired where a floor is missed."""
         problem, relaxation = self.problem, self.relaxation
         keep = relaxation.round()
         kept = (keep * relaxation.share).sum(axis=2)
@@ -191,19 +186,8 @@ class Group:
             whole = self.plain.copy()
             whole[self.rows] = keep
             keep = repair_floors(problem, whole)[self.rows]
-        if not self.traded:
-            search = Search(problem, self.rows, keep)
-            self._accept(search.keep, search.value, search.bandwidth)
-            return
-        t = problem.tables
-        sent = np.empty((1, t.low.size))
-        load = np.empty((1, t.expert_device.size), dtype=np.int64)
-        count_loads(t.ids[self.rows], keep, t.expert_device, t.by_device, load, sent)
-        busy, out = np.empty(sent.shape), np.empty(t.low.size)
-        busy_times(load, sent, t.expert_device, t.compute, t.activation, t.link_delay, busy)
-        stop = self.lower * (1 + 0.5 * self.rel_gap)
-        value = relaxation.trade(keep, load, sent, busy, TRADES, stop, out)
-        self._accept(keep, value, out)
+        search = Search(problem, self.rows, keep)
+        self._accept(search.keep, search.value, search.bandwidth)
 
     def _alternate(self) -> None:
         """Selection at the relaxed bandwidth, bandwidth at the selection, in turn; then from nearby ones.
@@ -258,8 +242,11 @@ class Group:
 
     def _ascend(self) -> None:
         """Raise the bound where few tokens make it jagged."""
-        if self.relaxation.tokens > POLISH_TOKENS and self.value - self.lower < WIDE_GAP * self.value:
+        wide = self.value - self.lower >= WIDE_GAP * self.value
+        if self.relaxation.tokens > POLISH_TOKENS and not wide:
             return
+        if self.traded:
+            self.relaxation.lead(self.plain)
         self.relaxation.improve(self.keep, ASCENT)
         self.note("ascent")
 
