@@ -219,7 +219,6 @@ def test_threads_and_progress_change_nothing(front: wo.Frontier) -> None:
     assert seen == [(i + 1, front.floors.size) for i in range(front.floors.size)]
 
 
-@pytest.mark.xfail(reason="certified fails on some measured links: certificate points of 0 Hz", strict=False)
 def test_measured_link() -> None:
     """Without bandwidth to allocate there is a frontier as well."""
     arrays = measured_arrays(Shape(blocks=1, tokens=6, devices=3, top_k=2, columns=2), 4)

@@ -47,7 +47,7 @@ def test_solutions_are_priced_by_the_metric(method: str, allocation: str) -> Non
     assert solution.feasible
     assert solution.method == method
     assert solution.bandwidth.shape == ((3, 4) if allocation == "per-block" else (4,))
-    assert set(solution.timings) == {"prepare", "solve", "price"}
+    assert set(solution.timings) == {"prepare", "solve", "price", "certify"}
 
 
 def test_instance_and_request_keywords_make_the_problem() -> None:

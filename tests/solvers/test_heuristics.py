@@ -187,12 +187,12 @@ def test_bookkeeping_of_moves_survives_undoing() -> None:
 
 
 def test_auto_says_what_it_took() -> None:
-    """Tiny problems are enumerated, loads get bandwidth only, a short time limit turns to greedy."""
+    """Latency is certified, loads get bandwidth only, a short time limit turns to greedy."""
     control = wo.Control()
     tiny = wo.Problem(wo.load_instance("deepseek-v2-lite-law", blocks=1, tokens=4), allocation="per-block")
     large = wo.Problem(wo.load_instance("deepseek-v2-lite-law"))
-    assert pick_method(tiny, control)[0] == "enumerate"
-    assert pick_method(large, control)[0] == "alternating"
+    assert pick_method(tiny, control)[0] == pick_method(large, control)[0] == "certified"
+    assert pick_method(large.replace(objective="wlr-block"), control)[0] == "alternating"
     assert pick_method(large, wo.Control(time_limit=1e-3))[0] == "greedy"
     loads = wo.Problem(wo.load_instance("mixtral-8x7b-mmlu-load", part="anatomy"))
     assert pick_method(loads, control)[0] == "topk"

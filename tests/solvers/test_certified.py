@@ -1,0 +1,224 @@
+"""The certified solvers: bounds against enumeration, certificates against the check, gaps on real gates."""
+
+import math
+
+import numpy as np
+import pytest
+from strategies import measured_arrays, random_arrays, random_shape
+
+import wdmoe_opt as wo
+from wdmoe_opt.benchmarks.agreement import tiny_problem
+from wdmoe_opt.benchmarks.heuristics import synthetic
+from wdmoe_opt.certificates.check import inspect
+from wdmoe_opt.relaxation import Relaxation, Stage
+from wdmoe_opt.solvers.certified import certified
+from wdmoe_opt.solvers.exact import exact
+
+FAMILIES = [f"deepseek-v2-lite-{part}" for part in ("intent", "law", "summary", "translation")]
+
+
+def random_problem(seed: int) -> wo.Problem | None:
+    """A small problem of any shape, floors, candidates, allocation and dispatch; None if it cannot be built."""
+    rng = np.random.default_rng([7, seed])
+    shape = random_shape(rng)
+    measured = rng.random() < 0.15
+    arrays = (measured_arrays if measured else random_arrays)(shape, seed)
+    try:
+        instance = wo.Instance.from_arrays(**arrays)
+        return wo.Problem(
+            instance,
+            min_retention=float(rng.choice([0.0, 0.5, 0.8, 0.95, 1.0])),
+            min_token_retention=float(rng.choice([0.0, 0.0, 0.5])),
+            max_experts=None if rng.random() < 0.7 else int(rng.integers(1, 4)),
+            candidates="top-k" if rng.random() < 0.6 else int(instance.columns),
+            allocation="fixed" if measured else ["shared", "per-block", "fixed"][int(rng.integers(3))],
+            dispatch="device" if rng.random() < 0.4 else "expert",
+        )
+    except wo.InputError:
+        return None
+
+
+@pytest.mark.parametrize("first", range(0, 120, 20))
+def test_every_certified_bound_lies_below_the_optimum(first):
+    """Any shape, floor, cap, allocation and dispatch: bound <= optimum <= value, and the check agrees."""
+    compared = certified_bounds = points = 0
+    for seed in range(first, first + 20):
+        problem = random_problem(seed)
+        if problem is None:
+            continue
+        found = wo.solve(problem, "certified", rel_gap=1e-4)
+        if not found.has_point:
+            continue
+        points += 1
+        assert found.feasible, (seed, found.violations)
+        if found.bound_kind == "certified":
+            certified_bounds += 1
+            assert wo.certify(problem, found), seed
+        try:
+            best = wo.solve(problem, "enumerate", max_states=20_000)
+        except wo.UnsupportedError:
+            continue
+        compared += 1
+        assert found.lower_bound <= best.latency * (1 + 1e-9), seed
+        assert found.latency >= best.latency * (1 - 1e-9), seed
+    assert compared >= 5
+    assert certified_bounds >= 0.9 * points
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_exact_closes_tiny_problems(seed):
+    """Blocks on their own: closed to 1e-6; blocks that share bandwidth: never wrong, mostly closed."""
+    problem = tiny_problem(seed)
+    best = wo.solve(problem, "enumerate")
+    joint = problem.allocation == "shared" and problem.instance.blocks > 1
+    found = wo.solve(problem, "exact", rel_gap=1e-6, **({"time_limit": 2.0} if joint else {}))
+    if not best.feasible:
+        assert found.termination.reason == best.termination.reason == "infeasible"
+        return
+    assert found.bound_kind == "certified"
+    assert found.lower_bound <= best.latency * (1 + 1e-9)
+    assert wo.certify(problem, found)
+    if not joint:
+        assert found.termination.reason == "optimal"
+        assert found.latency == pytest.approx(best.latency, rel=1e-8)
+        assert found.gap <= 1.1e-6
+
+
+def test_exact_mode_rechecks_a_tree():
+    problem = tiny_problem(3)
+    found = wo.solve(problem, "exact", rel_gap=1e-6)
+    assert found.certificate.form == "tree"
+    assert wo.certify(problem, found, exact=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gap_on_a_block_of_synthetic_gates(seed):
+    problem = wo.Problem(synthetic(512, seed=seed), min_retention=0.95)
+    found = wo.solve(problem, "certified", rel_gap=2e-4)
+    assert found.bound_kind == "certified"
+    assert found.gap <= 2e-4
+    assert found.latency <= wo.solve(problem, "alternating").latency * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gap_on_whole_captured_models(family):
+    """26 blocks that share bandwidth, 64 experts on 8 boards, measured activation: within 1 %."""
+    problem = wo.Problem(wo.load_instance(family), min_retention=0.95)
+    found = wo.solve(problem, "certified", rel_gap=5e-3)
+    assert found.bound_kind == "certified"
+    assert found.gap <= 0.01
+    assert wo.certify(problem, found)
+
+
+@pytest.mark.parametrize("name", [*(f"{family}@128#0-1" for family in FAMILIES), "gpt-oss-20b-decode#0-2"])
+@pytest.mark.parametrize("allocation", ["shared", "per-block", "fixed"])
+def test_no_feasible_point_of_any_method_lies_below_a_certified_bound(name, allocation):
+    problem = wo.Problem(wo.load_instance(name), min_retention=0.9, allocation=allocation)
+    bound = wo.solve(problem, "certified").lower_bound
+    assert bound > 0
+    for method in ("topk", "greedy", "alternating", "local-search", "wdmoe", "certified"):
+        found = wo.solve(problem, method)
+        if found.feasible:
+            assert found.latency >= bound * (1 - 1e-9), method
+
+
+def test_dispatch_by_device_has_a_bound_of_its_own():
+    instance = wo.load_instance("deepseek-v2-lite-law@128#2")
+    by_expert = wo.solve(wo.Problem(instance, min_retention=0.95), "certified")
+    by_device = wo.solve(wo.Problem(instance, min_retention=0.95, dispatch="device"), "certified")
+    assert by_device.bound_kind == "certified"
+    assert by_device.gap <= 0.02
+    assert by_device.latency < by_expert.latency
+
+
+def test_the_bound_rises_with_the_floor():
+    instance = synthetic(256)
+    bounds = [
+        wo.solve(wo.Problem(instance, min_retention=floor), "certified", rel_gap=2e-4).lower_bound
+        for floor in (0.7, 0.8, 0.9, 0.95, 0.99)
+    ]
+    assert all(low <= high * (1 + 2e-4) for low, high in zip(bounds, bounds[1:], strict=False))
+
+
+def test_a_claim_raised_by_a_millionth_fails():
+    problem = wo.Problem(synthetic(128), min_retention=0.95)
+    found = wo.solve(problem, "certified", rel_gap=1e-3)
+    certificate = found.certificate
+    raised = type(certificate)(
+        **{
+            name: getattr(certificate, name)
+            for name in ("form", "send", "work", "wake", "share", "retention", "bandwidth", "points")
+        },
+        deadline=certificate.deadline * (1 + 1e-6),
+    )
+    assert inspect(problem, certificate).bound > 0
+    assert inspect(problem, raised).bound == -math.inf
+
+
+def test_threads_do_not_change_the_answer():
+    problem = wo.Problem(wo.load_instance("deepseek-v2-lite-law@64#0-3"), min_retention=0.9,
+                         allocation="per-block")  # fmt: skip
+    one, two = (wo.solve(problem, "certified", threads=threads) for threads in (1, 2))
+    assert one.lower_bound == two.lower_bound
+    assert (one.keep == two.keep).all()
+
+
+def test_floors_out_of_reach_are_named():
+    problem = tiny_problem(0)
+    found = wo.solve(problem, "certified")
+    assert found.termination.reason == "infeasible"
+    assert "cannot be met" in found.termination.detail
+
+
+def test_time_limit_and_interruption_keep_the_best(monkeypatch):
+    problem = wo.Problem(synthetic(48, seed=3), min_retention=0.95)
+    short = wo.solve(problem, "exact", rel_gap=1e-9, time_limit=0.3)
+    assert short.termination.limit == "time"
+    assert short.bound_kind == "certified"
+    assert 0 < short.lower_bound <= short.latency
+
+    from wdmoe_opt.solvers.exact import BranchTree
+
+    split, calls = BranchTree._split, []
+
+    def interrupted(tree, branch):
+        calls.append(branch)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        split(tree, branch)
+
+    monkeypatch.setattr(BranchTree, "_split", interrupted)
+    stopped = wo.solve(problem, "exact", rel_gap=1e-9)
+    assert stopped.termination.limit == "interrupt"
+    assert stopped.bound_kind == "certified"
+    assert wo.certify(problem, stopped)
+
+
+def test_branch_limit():
+    problem = wo.Problem(synthetic(48, seed=3), min_retention=0.95)
+    found = wo.solve(problem, "exact", rel_gap=1e-9, max_branches=20)
+    assert found.termination.limit == "branches"
+    assert wo.certify(problem, found)
+    with pytest.raises(wo.InputError, match="max_branches"):
+        wo.solve(problem, "exact", max_branches=0)
+
+
+def test_ascent_never_lowers_the_best_bound():
+    problem = wo.Problem(wo.load_instance("deepseek-v2-lite-law@32#1"), min_retention=0.95)
+    relaxation = Relaxation(problem, slice(0, 1))
+    relaxation.lead(problem.top_k_keep)
+    relaxation.settle(Stage(0.2, 1e-3, 6, 0.02))
+    before = relaxation.bound()
+    keep = wo.solve(problem, "alternating").keep
+    after = relaxation.improve(keep, 40)
+    assert after >= before
+    assert after <= wo.solve(problem, "alternating").latency
+
+
+def test_points_carry_their_certificate():
+    from wdmoe_opt.registry import Control
+
+    problem = tiny_problem(1)
+    for solver in (certified, exact):
+        point = solver(problem, Control(rel_gap=1e-3))
+        assert inspect(problem, point.certificate).bound == pytest.approx(point.lower_bound, rel=1e-6)
