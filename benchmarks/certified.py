@@ -189,8 +189,8 @@ def _timed(problem: wo.Problem, case: Case) -> tuple[float, float, wo.Solution]:
 def table(lines: Iterable[Line]) -> str:
     """The lines as a Markdown table."""
     rows = [
-        "| case (floor 0.95) | method | n | gap: target | median | worst | time: target | median | of it check "
-        "| worst | within both targets |",
+        "| case (floor 0.95) | method | n | gap: target | median | worst | time: target | median "
+        "| of it check | worst | within both targets |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
@@ -199,8 +199,9 @@ def table(lines: Iterable[Line]) -> str:
         if case.worst is not None:
             target += f", worst {_percent(case.worst)}"
         reached = "-" if line.reached is None else f"{line.reached:.0%}"
+        gap = _percent(statistics.median(line.gaps))
         rows.append(
-            f"| {case.name} | {case.method} | {len(line.gaps)} | {target} | {_percent(statistics.median(line.gaps))} "
+            f"| {case.name} | {case.method} | {len(line.gaps)} | {target} | {gap} "
             f"| {_percent(max(line.gaps))} | {_time(case.seconds)} | {_time(statistics.median(line.times))} "
             f"| {_time(statistics.median(line.checks))} | {_time(max(line.times))} | {reached} |"
         )

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -117,8 +117,9 @@ def summary(found: Iterable[Outcome], time_limit: float) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     lines = [
-        f"{report['problems']} random tiny problems that have a solution; {len(report['contradictions'])} "
-        f"contradictions of the enumerated optimum. `exact` had {report['time_limit_s']:g} s per problem.",
+        f"{report['problems']} random tiny problems that have a solution; "
+        f"{len(report['contradictions'])} contradictions of the enumerated optimum. "
+        f"`exact` had {report['time_limit_s']:g} s per problem.",
         "",
         "| blocks | problems | bound below optimum: median | worst | selection optimal "
         "| `exact` closes to 1e-6 | worst gap left | time: median | worst |",
@@ -127,8 +128,9 @@ def table(report: dict[str, Any]) -> str:
     for name in ("blocks on their own", "shared"):
         part = report[name]
         lines.append(
-            f"| {name} | {part['problems']} | {part['bound_loose_median']:.1%} | {part['bound_loose_worst']:.0%} "
-            f"| {part['selection_optimal']:.1%} | {part['exact_closed']:.1%} | {part['exact_gap_worst']:.1e} "
+            f"| {name} | {part['problems']} | {part['bound_loose_median']:.1%} "
+            f"| {part['bound_loose_worst']:.0%} | {part['selection_optimal']:.1%} "
+            f"| {part['exact_closed']:.1%} | {part['exact_gap_worst']:.1e} "
             f"| {part['exact_s_median']:.2g} s | {part['exact_s_worst']:.2g} s |"
         )
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """The certified solvers: bounds against enumeration, certificates against the check, gaps on real gates."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ FAMILIES = [f"deepseek-v2-lite-{part}" for part in ("intent", "law", "summary", 
 
 
 def random_problem(seed: int) -> wo.Problem | None:
-    """A small problem of any shape, floors, candidates, allocation and dispatch; None if it cannot be built."""
+    """A small problem of any shape, floors, allocation and dispatch; None if it cannot be built."""
     rng = np.random.default_rng([7, seed])
     shape = random_shape(rng)
     measured = rng.random() < 0.15
@@ -137,7 +138,7 @@ def test_the_bound_rises_with_the_floor():
         wo.solve(wo.Problem(instance, min_retention=floor), "certified", rel_gap=2e-4).lower_bound
         for floor in (0.7, 0.8, 0.9, 0.95, 0.99)
     ]
-    assert all(low <= high * (1 + 2e-4) for low, high in zip(bounds, bounds[1:], strict=False))
+    assert all(low <= high * (1 + 2e-4) for low, high in pairwise(bounds))
 
 
 def test_a_claim_raised_by_a_millionth_fails():

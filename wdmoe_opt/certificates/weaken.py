@@ -55,13 +55,13 @@ def weakened(problem: Problem, certificate: Certificate) -> Certificate:
 
 
 def _earlier(facts: Facts, certificate: Certificate) -> Certificate:
-    assert certificate.deadline is not None
-    claimed = certificate
+    deadline = certificate.deadline
+    assert deadline is not None
+    claimed, now = certificate, deadline
     for cut in CUTS:
-        margins = deadline_margins(facts, claimed)
-        failing = (claimed.deadline > 0) & ~(margins > 0)  # type: ignore[operator]
+        failing = (now > 0) & ~(deadline_margins(facts, claimed) > 0)
         if not failing.any():
             break
-        earlier = np.where(failing, certificate.deadline * (1 - cut), claimed.deadline)
-        claimed = replace(claimed, deadline=earlier)
+        now = np.where(failing, deadline * (1 - cut), now)
+        claimed = replace(claimed, deadline=now)
     return claimed

@@ -289,7 +289,7 @@ def assemble(shape: tuple[int, ...], proofs: list[Proof]) -> Certificate:
     return Certificate(form="deadline", deadline=deadline, **_prices(shape, proofs))
 
 
-def _prices(shape: tuple[int, ...], proofs: list[Proof]) -> dict[str, RealArray]:
+def _prices(shape: tuple[int, ...], proofs: list[Proof]) -> dict[str, Any]:
     names = ("send", "work", "wake", "retention", "bandwidth", "points")
     # Read-only, so that the certificate takes them as they are.
     prices = {name: freeze(np.concatenate([getattr(proof, name) for proof in proofs])) for name in names}
