@@ -258,10 +258,13 @@ def assemble(problem: Problem, proofs: list[Proof]) -> Certificate:
     if proof.form == "shared":
         floor = None
         if proof.floor is not None:
-            floor = Certificate(form="deadline", deadline=proof.floor.deadline, **_prices(problem, [proof.floor]))
+            floor = Certificate(
+                form="deadline", deadline=proof.floor.deadline, **_prices(problem, [proof.floor])
+            )
         return Certificate(
-            form="shared", offset=proof.offset, grid=proof.grid, floor=floor, **_prices(problem, proofs)
-        )
+            form="shared", offset=proof.offset, grid=proof.grid, toll=proof.toll, floor=floor,
+            **_prices(problem, proofs),
+        )  # fmt: skip
     deadline = np.concatenate([proof.deadline for proof in proofs])
     return Certificate(form="deadline", deadline=deadline, **_prices(problem, proofs))
 

@@ -140,17 +140,17 @@ class BranchTree:
             self.interrupted = True
         return self.interrupted
 
-    def _verify(self, branch: Branch, inherited: tuple[Proof | None, float]) -> None:
+    def _verify(self, branch: Branch, inherited: Proof | None) -> None:
         """Hold a new branch against the check: its own prices, else its parent's, else a weaker claim."""
         if branch.bound == np.inf or branch.proof is None:
             return
         path = self._path(branch)
-        for proof, bound in ((branch.proof, branch.bound), inherited):
+        for proof in (branch.proof, inherited):
             if proof is None:
                 continue
             proved = leaf_bound(self.facts, path, assemble(self.problem, [proof]))
             if proved > 0:
-                branch.proof, branch.bound = proof, min(proved, bound) if proof is branch.proof else proved
+                branch.proof, branch.bound = proof, proved
                 return
         for cut in CUTS:
             claim = replace(branch.proof, deadline=branch.proof.deadline * (1 - cut))
@@ -189,7 +189,7 @@ class BranchTree:
                 self.known = relaxation.each_alone(self.keep, latency, ROOT_STEPS)
         facts = facts_of(self.problem)
         self.facts = facts if self.joint else one_block(facts, self.rows.start)
-        self.loads = not self.joint and not t.by_device and relaxation.alike
+        self.loads = not t.by_device and relaxation.alike
         # With a choice of active experts, limits of loads are beyond the bound's reach.
         hosted = np.bincount(t.expert_device, t.activation > 0, relaxation.devices)
         self._countable = (hosted <= 0) | (np.bincount(t.expert_device, minlength=relaxation.devices) <= 1)
@@ -199,7 +199,7 @@ class BranchTree:
         self.leaves[0] = root
         if best.bound < self.goal:
             self._ascend(root, ROOT_STEPS)
-            self._verify(root, (best, best.bound))
+            self._verify(root, best)
             self._push(root)
 
     def _root_quote(self, best: Proof) -> Quote:
@@ -228,13 +228,19 @@ class BranchTree:
             parts = list(branch.parts)
             parts[split[1][0] - self._first] = _half(parts[split[1][0] - self._first], split, side)
             half = Branch(
-                len(self.branches), branch.number, (*split, side), parts, branch.quote, branch.proof, branch.bound
+                len(self.branches),
+                branch.number,
+                (*split, side),
+                parts,
+                branch.quote,
+                branch.proof,
+                branch.bound,
             )
             self.branches.append(half)
             self.leaves[half.number] = half
             halves.append(half)
         for half in halves:
-            inherited = half.proof, half.bound
+            inherited = half.proof
             self._ascend(half, BRANCH_STEPS)
             self._verify(half, inherited)
             self._push(half)
@@ -361,17 +367,19 @@ class BranchTree:
         if not self.loads:
             return None
         t = self.problem.tables
-        pairs = relaxation.ids[0] >= 0
-        load = np.zeros(relaxation.devices)
-        np.add.at(load, t.expert_device[relaxation.ids[0][pairs]], branch.mean[0][pairs])
-        limits = relaxation.limits[0]
+        pairs = relaxation.ids >= 0
+        load = np.zeros((relaxation.blocks, relaxation.devices))
+        blocks = np.nonzero(pairs)[0]
+        np.add.at(load, (blocks, t.expert_device[relaxation.ids[pairs]]), branch.mean[pairs])
+        fewest = np.stack([limits.fewest for limits in relaxation.limits])
+        largest = np.stack([limits.largest for limits in relaxation.limits])
         cut = np.floor(load)
-        able = (limits.fewest <= cut) & (limits.largest >= cut + 1) & self._countable
+        able = (fewest <= cut) & (largest >= cut + 1) & self._countable
         doubt = np.where(able, np.minimum(load - cut, cut + 1 - load), 0.0)
-        k = int((doubt * branch.quote.send[0]).argmax())
-        if doubt[k] <= DOUBT:
+        i, k = np.unravel_index(int((doubt * branch.quote.send).argmax()), doubt.shape)
+        if doubt[i, k] <= DOUBT:
             return None
-        return LOAD, (self._first, k, -1), float(cut[k])
+        return LOAD, (self._first + int(i), int(k), -1), float(cut[i, k])
 
     def _doubtful_pair(
         self, relaxation: Relaxation, branch: Branch
