@@ -269,6 +269,12 @@ class Relaxation:
         return _frozen(np.broadcast_to(costly, (self.blocks, self.experts)))
 
     @cached_property
+    def dependent(self) -> bool:
+        """Whether activation or delays make device terms depend on the latency, whoever pays for them."""
+        t = self.problem.tables
+        return bool(((t.activation > 0) | (t.link_delay[t.expert_device] > 0)).any())
+
+    @cached_property
     def limits(self) -> list[Limits]:
         """Restrictions of every block; here, only what follows from the number of candidates."""
         return [
@@ -586,12 +592,11 @@ class Relaxation:
         """Bound on the sum of latencies under shared bandwidth, from what is known of every block alone."""
         t = self.problem.tables
         least, most = self.compute_range
-        dependent = bool(self.wakes.any())
-        if dependent and not (alone.deadline > 0).all():
+        if self.dependent and not (alone.deadline > 0).all():
             return alone
         proof = self._stack(quote, tokens, quote.bandwidth, quote.points)
         proof.form = "shared"
-        if dependent:
+        if self.dependent:
             proof.offset, proof.grid = self.axis(quote, alone.deadline)
             # Room for the values of x that turn out to decide.
             proof.grid = np.hstack([proof.grid, np.repeat(proof.grid[:, -1:], ROUNDS, axis=1)])
@@ -616,11 +621,16 @@ class Relaxation:
 
     def axis(self, quote: Quote, alone: RealArray) -> tuple[RealArray, RealArray]:
         """Offsets and grids of the shared form: the mean time that devices do not serve tokens, by price."""
+        t = self.problem.tables
         horizon = np.maximum(quote.horizon, alone)
         idle = np.tile(self.link.delay, (self.blocks, 1))
         for i in range(self.blocks):
             active = self.prices.on[i] * self.items.activation[i]
-            idle[i] += np.bincount(self.items.hosts, active, self.devices)
+            able = t.activation * self.usable_experts[i]
+            whole = np.bincount(t.expert_device, able, self.devices)
+            likely = np.bincount(self.items.hosts, active, self.devices)
+            # Where it is decided which experts are active, exactly their time.
+            idle[i] += np.minimum(np.maximum(likely, self.limits[i].base), whole)
         weight = np.maximum(quote.second.sum(axis=1), 1e-300)
         offset = np.minimum((quote.second * idle).sum(axis=1) / weight, 0.9 * alone)
         return offset, _grid(1.0 / (horizon - offset), 1.0 / (alone - offset) * (1 + 1e-9))
@@ -656,7 +666,7 @@ class Relaxation:
             return self._keep(self.prove(self.ascend(best, latency, steps)))
         known = self.each_alone(keep, latency, steps)
         self._keep(known)
-        if self.wakes.any() and not (known.deadline > 0).all():
+        if self.dependent and not (known.deadline > 0).all():
             return known.bound
         price = known.retention
         for quote in (held, replace(start, retention=price)):
@@ -709,7 +719,7 @@ class Relaxation:
     def _climb(self, quote: Quote, known: Proof | None, goal: float, climb: _Climb) -> Quote:
         """Ascent on all prices of blocks that share bandwidth, at fixed offsets and grids."""
         offset, grid = np.zeros(self.blocks), np.zeros((self.blocks, 1))
-        if known is not None and self.wakes.any():
+        if known is not None and self.dependent:
             offset, grid = self.axis(quote, known.deadline)
         scale = quote.horizon - offset
         seconds = np.divide(quote.send, quote.second, out=np.zeros_like(quote.send), where=quote.second > 0)
@@ -739,7 +749,8 @@ class Relaxation:
             part = np.divide(nu, whole, out=np.zeros_like(nu), where=whole > 0)
             tilt = paid - part * paid.sum(axis=0)
             level = float(paid.sum()) - dearest(whole, self.bound_link)
-            norm = float((slope**2).sum() + (tilt**2).sum() + level**2)
+            with np.errstate(over="ignore"):
+                norm = float((slope**2).sum() + (tilt**2).sum() + level**2)
             if not 0 < norm < np.inf:
                 break
             size = climb.length * max(goal - value, 1e-6 * goal) / norm

@@ -348,7 +348,8 @@ def _least_latencies(facts: Facts, c: Certificate, prices: Prices) -> RealArray:
     left_over = tokens - lumps.sum(axis=-1) - (lumps.shape[-1] + 4) * EPS * size
     root = 2 * np.sqrt(np.maximum(left_over, 0.0)) * (1 - 4 * EPS)
     least = np.where(free, root - ends[0][0], least)
-    bound: RealArray = least + c.offset - 8 * EPS * (np.abs(least) + np.abs(c.offset))
+    size = np.where(np.isfinite(least), np.abs(least), 0.0) + np.abs(c.offset)
+    bound: RealArray = least + c.offset - 8 * EPS * size
     return bound
 
 

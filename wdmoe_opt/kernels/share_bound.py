@@ -253,7 +253,7 @@ def _try_tolls(
         if left > 0.0 and first < 0.0:
             t = send + work * c - nu * exp(where) * (time + c) ** 2 / (-first * left)
             if t < 0.0 or largest < inf:
-                tried[2 + ray] = t
+                tried[2 + ray] = max(t, FORBIDDING * worth)
 
 
 @compiled

@@ -182,7 +182,7 @@ class BranchTree:
             for _ in range(relaxation.blocks)
         ]  # fmt: skip
         self.joint = relaxation.blocks > 1 and relaxation.free
-        if self.joint and relaxation.wakes.any():
+        if self.joint and relaxation.dependent:
             self.known = best.floor
             if self.known is None:
                 latency = relaxation.latency(self.keep)
@@ -259,7 +259,7 @@ class BranchTree:
         """Prices, bound and candidate of a branch."""
         relaxation = self.relaxation.restricted(branch.parts)
         if _contradiction(relaxation, self.problem):
-            branch.empty, branch.bound = True, np.inf
+            branch.empty, branch.bound, branch.proof = True, np.inf, None
             return
         decided = self._decided(relaxation, branch)
         if decided is not None:
@@ -296,7 +296,11 @@ class BranchTree:
         quote = self.relaxation.multipliers(keep, 0.0)
         self._try_prices(relaxation, branch, quote)
         if branch.bound < min(value, self.value) * (1 - self.rel_gap):
-            self._try_prices(relaxation, branch, relaxation.ascend(quote, quote.horizon, BRANCH_STEPS))
+            if self.joint:
+                goal = min(value, self.value) * (1 - 0.5 * self.rel_gap)
+                self._take(branch, *relaxation.ascend_jointly(quote, self.known, goal, ROOT_STEPS))
+            else:
+                self._try_prices(relaxation, branch, relaxation.ascend(quote, quote.horizon, BRANCH_STEPS))
         # Nothing is left to branch on, whatever rounding leaves of the gap.
         branch.empty = True
 
@@ -474,8 +478,7 @@ def _certificate(problem: Problem, trees: list[BranchTree]) -> Certificate:
             value.append(at)
             side.append(half)
         for number, leaf in tree.leaves.items():
-            nothing = leaf.bound == np.inf
-            leaves[number + shift] = "empty" if nothing else assemble(problem, [leaf.proof])  # type: ignore[list-item]
+            leaves[number + shift] = "empty" if leaf.proof is None else assemble(problem, [leaf.proof])  # type: ignore[list-item]
     grown = Tree(
         parent=np.array(parent), kind=np.array(kind), index=np.array(index), value=np.array(value),
         side=np.array(side), leaves=leaves,
