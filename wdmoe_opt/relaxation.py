@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wdmoe_opt.bandwidth import demands
 from wdmoe_opt.floors import fixed_link_times, usable
-from wdmoe_opt.kernels.ascent import ascend
+from wdmoe_opt.kernels.ascent import MOVE, RECENT, ascend, share_step
 from wdmoe_opt.kernels.block_bandwidth import block_bandwidth, block_multipliers, soft_multipliers
 from wdmoe_opt.kernels.bounds import Limits, block_deadline, order_members, token_bound
 from wdmoe_opt.kernels.link import link_times
@@ -24,7 +24,7 @@ from wdmoe_opt.kernels.price_newton import Link, Prices, first_retention_price, 
 from wdmoe_opt.kernels.pricing import device_times
 from wdmoe_opt.kernels.response import Items
 from wdmoe_opt.kernels.rounding import round_block
-from wdmoe_opt.kernels.share_bound import share_bound
+from wdmoe_opt.kernels.share_bound import ROUNDS, share_bound
 from wdmoe_opt.kernels.shared_bandwidth import shared_bandwidth
 from wdmoe_opt.kernels.single_block import Block, fleet_work
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
@@ -42,8 +42,8 @@ FLOOR_SLACK = 1e-12
 PRECISION = 4e-12
 #: Sharpness that singles out the slowest device.
 SLOWEST = 1e9
-#: Ascent steps of every block between two changes of what a hertz is worth to it.
-JOINT_STEPS = 8
+#: Ascent steps on blocks that share bandwidth between two changes of offset and grid; patience on the way.
+JOINT_STEPS, JOINT_PATIENCE = 12, 3
 #: Part of an equal share at which devices without tokens are priced.
 IDLE_SHARE = 0.01
 #: Multiplier that ascent starts from on devices that wait.
@@ -101,6 +101,7 @@ class Proof:
     horizon: RealArray
     form: Literal["deadline", "shared"] = "deadline"
     floor: Proof | None = None
+    toll: RealArray | None = None
 
     def quote(self, horizon: RealArray) -> Quote:
         """The prices of a proof of form "deadline"."""
@@ -111,8 +112,18 @@ def join(proofs: list[Proof]) -> Proof:
     """Proofs of form "deadline" of single groups as one of all."""
     parts = {
         name: np.concatenate([getattr(proof, name) for proof in proofs])
-        for name in ("send", "work", "wake", "retention", "bandwidth", "points", "deadline", "offset", "grid",
-                     "horizon")
+        for name in (
+            "send",
+            "work",
+            "wake",
+            "retention",
+            "bandwidth",
+            "points",
+            "deadline",
+            "offset",
+            "grid",
+            "horizon",
+        )
     }
     share = None
     sizes = [proof.share.shape for proof in proofs if proof.share is not None]
@@ -184,6 +195,19 @@ class _TokenPart(NamedTuple):
     order: tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
+@dataclass
+class _Climb:
+    """How far an ascent has come: its steps, and their length."""
+
+    steps: int = 0
+    length: float = 1.0
+
+    @property
+    def weight(self) -> float:
+        """Weight of the next step in the mean selection."""
+        return max(1.0 / (self.steps + 1.0), RECENT)
+
+
 class Relaxation:
     """State of the relaxed problem.
 
@@ -214,7 +238,9 @@ class Relaxation:
         )  # fmt: skip
         self.needed = np.asarray(problem.min_retention)[rows] * self.tokens
         self.floors = np.asarray(problem.min_token_retention)[rows]
-        self.link_time = np.zeros((self.blocks, self.devices)) if self.free else fixed_link_times(problem)[rows]
+        self.link_time = (
+            np.zeros((self.blocks, self.devices)) if self.free else fixed_link_times(problem)[rows]
+        )
         self.link_time = np.ascontiguousarray(np.broadcast_to(self.link_time, (self.blocks, self.devices)))
         #: Seconds per transfer at which bounds are taken: bandwidth may exceed what is fixed by the tolerance.
         self.quickest = self.link_time
@@ -244,6 +270,12 @@ class Relaxation:
         t = self.problem.tables
         costly = (t.activation > 0) | (t.link_delay[t.expert_device] > 0)
         return _frozen(np.broadcast_to(costly, (self.blocks, self.experts)))
+
+    @cached_property
+    def dependent(self) -> bool:
+        """Whether activation or delays make device terms depend on the latency, whoever pays for them."""
+        t = self.problem.tables
+        return bool(((t.activation > 0) | (t.link_delay[t.expert_device] > 0)).any())
 
     @cached_property
     def limits(self) -> list[Limits]:
@@ -578,13 +610,14 @@ class Relaxation:
         """Bound on the sum of latencies under shared bandwidth, from what is known of every block alone."""
         t = self.problem.tables
         least, most = self.compute_range
-        dependent = bool(self.wakes.any())
-        if dependent and not (alone.deadline > 0).all():
+        if self.dependent and not (alone.deadline > 0).all():
             return alone
         proof = self._stack(quote, tokens, quote.bandwidth, quote.points)
         proof.form = "shared"
-        if dependent:
+        if self.dependent:
             proof.offset, proof.grid = self.axis(quote, alone.deadline)
+            # Room for the values of x that turn out to decide.
+            proof.grid = np.hstack([proof.grid, np.repeat(proof.grid[:, -1:], ROUNDS, axis=1)])
             proof.floor = alone
         # Prices of the shared form grow like 1 / (T - offset).
         proof.horizon = np.maximum(quote.horizon, alone.deadline)
@@ -593,23 +626,29 @@ class Relaxation:
         proof.wake, proof.retention = proof.wake * scale[:, None], proof.retention * scale
         if proof.share is not None:
             proof.share = proof.share * scale[:, None, None]
-        points = np.log(quote.points)
+        points, proof.toll = np.log(quote.points), np.zeros(quote.send.shape)
         for i, part in enumerate(tokens):
             proof.bound += share_bound(
                 i, part.paid * scale[i], proof.offset[i], proof.grid[i], proof.send[i], proof.work[i],
                 proof.bandwidth[i], self.bound_link, *part.order, t.activation, proof.wake[i], least[i],
-                most[i], self.limits[i], points[i],
+                most[i], self.limits[i], 1.0 / scale[i], points[i], proof.toll[i],
             )  # fmt: skip
+        proof.points = np.exp(points)
         proof.bound -= dearest(proof.bandwidth.sum(axis=0), self.bound_link)
         return proof if proof.bound > alone.bound else alone
 
     def axis(self, quote: Quote, alone: RealArray) -> tuple[RealArray, RealArray]:
         """Offsets and grids of the shared form: the mean time that devices do not serve tokens, by price."""
+        t = self.problem.tables
         horizon = np.maximum(quote.horizon, alone)
         idle = np.tile(self.link.delay, (self.blocks, 1))
         for i in range(self.blocks):
             active = self.prices.on[i] * self.items.activation[i]
-            idle[i] += np.bincount(self.items.hosts, active, self.devices)
+            able = t.activation * self.usable_experts[i]
+            whole = np.bincount(t.expert_device, able, self.devices)
+            likely = np.bincount(self.items.hosts, active, self.devices)
+            # Where it is decided which experts are active, exactly their time.
+            idle[i] += np.minimum(np.maximum(likely, self.limits[i].base), whole)
         weight = np.maximum(quote.second.sum(axis=1), 1e-300)
         offset = np.minimum((quote.second * idle).sum(axis=1) / weight, 0.9 * alone)
         return offset, _grid(1.0 / (horizon - offset), 1.0 / (alone - offset) * (1 + 1e-9))
@@ -645,7 +684,7 @@ class Relaxation:
             return self._keep(self.prove(self.ascend(best, latency, steps)))
         known = self.each_alone(keep, latency, steps)
         self._keep(known)
-        if self.wakes.any() and not (known.deadline > 0).all():
+        if self.dependent and not (known.deadline > 0).all():
             return known.bound
         price = known.retention
         for quote in (held, replace(start, retention=price)):
@@ -660,9 +699,13 @@ class Relaxation:
             np.zeros(shape), np.zeros(shape), np.zeros(self.blocks), np.zeros(shape), np.ones(shape),
             np.ones(self.blocks),
         )  # fmt: skip
-        return self._stack(none, [self._tokens(i, none) for i in range(self.blocks)], none.bandwidth, none.points)
+        return self._stack(
+            none, [self._tokens(i, none) for i in range(self.blocks)], none.bandwidth, none.points
+        )
 
-    def ascend_jointly(self, quote: Quote, known: Proof | None, goal: float, steps: int) -> tuple[Quote, Proof]:
+    def ascend_jointly(
+        self, quote: Quote, known: Proof | None, goal: float, steps: int
+    ) -> tuple[Quote, Proof]:
         """Ascent on every block's part in turn with what a hertz is worth to it, where blocks share bandwidth.
 
         Parameters
@@ -680,21 +723,84 @@ class Relaxation:
         The prices of the best bound met, and its proof; also kept if it is the best of all.
         """
         best, proof = quote, self.prove(quote, known)
-        for turn in range(max(steps // JOINT_STEPS // 2, 1)):
+        climb = _Climb()
+        for _ in range(max(steps // JOINT_STEPS, 1)):
             if proof.bound >= goal:
                 break
-            axis = np.zeros(self.blocks), np.zeros((self.blocks, 1))
-            if known is not None and self.wakes.any():
-                axis = self.axis(quote, known.deadline)
-            own = quote.horizon + (quote.bandwidth * quote.points).sum(axis=1)
-            target = own * max(goal / max(float(quote.horizon.sum()), 1e-300), 1.0) * 1.02
-            quote = self.ascend(quote, target, JOINT_STEPS if turn else max(steps // 2, JOINT_STEPS), axis)
+            quote = self._climb(quote, known, goal, climb)
             found = self.prove(quote, known)
             if found.bound > proof.bound:
                 best, proof = quote, found
-            quote = replace(quote, bandwidth=_reweighed(quote, 1.0 / (1.0 + 0.5 * turn)))
         self._keep(proof)
         return best, proof
+
+    def _climb(self, quote: Quote, known: Proof | None, goal: float, climb: _Climb) -> Quote:
+        """Ascent on all prices of blocks that share bandwidth, at fixed offsets and grids."""
+        offset, grid = np.zeros(self.blocks), np.zeros((self.blocks, 1))
+        if known is not None and self.dependent:
+            offset, grid = self.axis(quote, known.deadline)
+        scale = quote.horizon - offset
+        seconds = np.divide(quote.send, quote.second, out=np.zeros_like(quote.send), where=quote.second > 0)
+        second, retention, nu = quote.second * scale[:, None], quote.retention * scale, quote.bandwidth.copy()
+        points, here = np.log(quote.points), 1.0 / scale
+        best: tuple[RealArray, ...] = (second, retention, nu, points, here)
+        bound, stale = -np.inf, 0
+        for _ in range(JOINT_STEPS):
+            value, slope, spent = self._share_steps(
+                seconds * second, second, retention, nu, points, here, offset, grid, climb.weight
+            )
+            climb.steps += 1
+            if value > bound:
+                bound, stale = value, 0
+                best = tuple(array.copy() for array in (second, retention, nu, points, here))
+            else:
+                stale += 1
+                if stale > JOINT_PATIENCE:
+                    climb.length, stale = 0.5 * climb.length, 0
+                    second, retention, nu, points, here = (array.copy() for array in best)
+                    continue
+            if bound >= goal:
+                break
+            # A hertz costs the same on all devices: only how blocks share its price, and the level, move.
+            paid = nu * spent
+            whole = nu.sum(axis=0)
+            part = np.divide(nu, whole, out=np.zeros_like(nu), where=whole > 0)
+            tilt = paid - part * paid.sum(axis=0)
+            level = float(paid.sum()) - dearest(whole, self.bound_link)
+            with np.errstate(over="ignore"):
+                norm = float((slope**2).sum() + (tilt**2).sum() + level**2)
+            if not 0 < norm < np.inf:
+                break
+            size = climb.length * max(goal - value, 1e-6 * goal) / norm
+            second = second * np.exp(np.clip(size * slope[:, : self.devices], -MOVE, MOVE))
+            retention = retention * np.exp(np.clip(size * slope[:, self.devices], -MOVE, MOVE))
+            nu = nu * np.exp(np.clip(size * (tilt + level), -MOVE, MOVE))
+            whole = nu.sum(axis=0)
+            nu *= np.divide(whole.mean(), whole, out=np.zeros_like(whole), where=whole > 0)
+        second, retention, nu, points, here = best
+        horizon = offset + 1.0 / here
+        scale = (1.0 / here)[:, None]
+        return Quote(seconds * second / scale, second / scale, retention * here, nu, np.exp(points), horizon)
+
+    def _share_steps(
+        self, send: RealArray, second: RealArray, retention: RealArray, nu: RealArray, points: RealArray,
+        here: RealArray, offset: RealArray, grid: RealArray, weight: float,
+    ) -> tuple[float, RealArray, RealArray]:  # fmt: skip
+        """Bound on all blocks at prices per unit of x, its slopes by their logarithms, and bandwidths."""
+        t = self.problem.tables
+        least, most = self.compute_range
+        slope, spent = np.zeros((self.blocks, self.devices + 2)), np.zeros(nu.shape)
+        value = -dearest(nu.sum(axis=0), self.bound_link)
+        for i in range(self.blocks):
+            value += share_step(
+                self.ids[i], self.share[i], t.expert_device, t.compute, t.activation, self.wakes[i],
+                self.choosable[i], t.by_device, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE),
+                self.problem.expert_cap, float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE),
+                self.bound_link, i, float(offset[i]), grid[i], least[i], most[i], self.limits[i], send[i],
+                second[i], float(retention[i]), nu[i], here[i : i + 1], points[i], weight, slope[i], spent[i],
+                self.mean[i], self.awake[i],
+            )  # fmt: skip
+        return value, slope, spent
 
     def _held_quote(self) -> Quote | None:
         """Prices at the end of the leading stages."""
@@ -734,9 +840,7 @@ class Relaxation:
         second = np.where(np.isfinite(link), np.maximum(multipliers, least), 0.0)
         return Quote(seconds * second, second, np.zeros(self.blocks), nu, points, latency)
 
-    def each_alone(
-        self, keep: NDArray[np.bool_], latency: RealArray, steps: int
-    ) -> Proof:
+    def each_alone(self, keep: NDArray[np.bool_], latency: RealArray, steps: int) -> Proof:
         """What is known of every block if it has all the bandwidth."""
         whole = np.zeros(self.problem.tables.ids.shape, dtype=np.bool_)
         whole[self.rows] = keep
@@ -841,16 +945,6 @@ class Relaxation:
         return keep
 
 
-def _reweighed(quote: Quote, step: float) -> RealArray:
-    """What a hertz is worth to each block, moved towards those that ask for more of a device's bandwidth."""
-    asked = quote.points / np.maximum(quote.points.mean(axis=0), 1e-300)
-    nu = quote.bandwidth * np.exp(np.clip(step * (asked - 1.0), -1.0, 1.0))
-    total = nu.sum(axis=0)
-    mean = float(quote.bandwidth.sum(axis=0).max())
-    scaled: RealArray = nu * np.divide(mean, total, out=np.zeros_like(total), where=total > 0)
-    return scaled
-
-
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     """The array in C order and read-only: kernels are compiled for that, once."""
     whole = np.ascontiguousarray(array)
@@ -861,7 +955,12 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def hertz_prices(
-    work: RealArray, bandwidth: RealArray, bits_down: float, c_down: RealArray, bits_up: float, c_up: RealArray
+    work: RealArray,
+    bandwidth: RealArray,
+    bits_down: float,
+    c_down: RealArray,
+    bits_up: float,
+    c_up: RealArray,
 ) -> RealArray:
     """What a hertz of each device is worth to each block, from priced transfers (blocks, devices).
 

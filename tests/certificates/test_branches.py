@@ -7,15 +7,17 @@ from itertools import product
 
 import numpy as np
 import pytest
-from makers import largest_deadlines, near_prices, random_prices, random_problem
-from test_check import optimum
+from makers import largest_deadlines, near_prices, random_prices, random_problem, shared_certificate
+from test_check import optimum, random_tolls
 
 import wdmoe_opt as wo
 from wdmoe_opt import Certificate, Problem
 from wdmoe_opt.bandwidth import allocate, demands
 from wdmoe_opt.certificates.branches import contradictions, one_block, restricted
-from wdmoe_opt.certificates.check import inspect, recompute
-from wdmoe_opt.certificates.exact import inspect_exactly
+from wdmoe_opt.certificates.check import flat_verdict, inspect, recompute
+from wdmoe_opt.certificates.exact import Block, inspect_exactly
+from wdmoe_opt.certificates.exact import flat_verdict as exact_flat
+from wdmoe_opt.certificates.exact_branches import restricted as exact_restricted
 from wdmoe_opt.certificates.facts import facts_of
 from wdmoe_opt.certificates.tree import DEADLINE, EXPERT, LOAD, PAIR, ROOT, Tree
 from wdmoe_opt.floors import usable
@@ -147,6 +149,54 @@ def test_no_leaf_exceeds_its_restricted_optimum(seed: int) -> None:
                 # A latency above the best is no contradiction: a point may wait.
                 waited = [np.maximum(latency, facts.after) for latency in left]
                 assert all((prices.deadline <= latency * (1 + 1e-12)).all() for latency in waited)
+
+
+def shared_least(problem: Problem) -> list[tuple[np.ndarray, wo.Evaluation]]:
+    """Every selection at the best bandwidth that all blocks share."""
+    points = []
+    for keep, _ in selections(problem):
+        priced = price(problem, keep, allocate(problem, *demands(problem, keep)).bandwidth)
+        points.append((keep, priced))
+    return points
+
+
+@pytest.mark.parametrize("start", range(0, 200, 50))
+def test_tolls_prove_no_more_than_restrictions_allow(start: int) -> None:
+    """Shared form under restrictions, without and with random tolls."""
+    count = 0
+    for seed in range(start, start + 50):
+        problem = random_problem(seed)
+        if not problem.selectable or problem.instance.total_bandwidth is None:
+            continue
+        problem = problem.replace(allocation="shared")
+        if problem.instance.tokens * problem.candidate_columns > 6:
+            continue
+        best = optimum(problem)
+        if best is None:
+            continue
+        points = shared_least(problem)
+        splits = random_splits(problem, best, np.random.default_rng(seed))
+        if splits.rows[0][2][0] >= 0 and problem.instance.blocks > 1:
+            continue
+        blank = splits.tree(dict.fromkeys(splits.open, "empty"))
+        for leaf in splits.open:
+            facts = restricted(facts_of(problem), blank, leaf)
+            inner = [p.block_latency for keep, p in points if inside(problem, blank, leaf, keep, p)]
+            left = [float(np.maximum(latency, facts.after).sum()) for latency in inner]
+            if contradictions(facts).any() or not left:
+                continue
+            prices = near_prices(problem, best)
+            floor = largest_deadlines(facts, prices, best.block_latency * 4)
+            plain = shared_certificate(problem, prices, floor, np.maximum(best.block_latency, 1e-9))
+            for toll in (None, random_tolls(plain, seed), random_tolls(plain, seed + 1000)):
+                c = replace(plain, toll=toll)
+                blocks = [
+                    exact_restricted(Block.of(problem, i), blank, leaf) for i in range(len(facts.light))
+                ]
+                bound, exactly = flat_verdict(facts, c).bound, exact_flat(blocks, c).bound
+                assert bound <= exactly <= min(left) * (1 + 1e-12), (seed, leaf)
+                count += 1
+    assert count > 10
 
 
 def test_restrictions_tighten_the_bound() -> None:

@@ -31,6 +31,7 @@ _AXES = {
     "deadline": ("blocks",),
     "offset": ("blocks",),
     "grid": ("blocks", "g"),
+    "toll": ("blocks", "devices"),
     "weight": ("blocks",),
     "ratio": ("blocks",),
 }
@@ -42,7 +43,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "token-ratio": ("retention",),
     "tree": ("tree",),
 }
-_ANY_SIGN = ("send", "offset")
+_ANY_SIGN = ("send", "offset", "toll")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,6 +75,9 @@ class Certificate:
     grid : float array (blocks, g)
         Form "shared": values of 1 / (latency - offset), 1/s, ascending from 0; form "ratio": latencies, s,
         ascending. Short rows repeat their last value.
+    toll : float array (blocks, devices), s per transfer, optional
+        Form "shared": price of the limits on a device's transfers, above 0 of the most it can get, below 0 of
+        the least; default zeros.
     floor : Certificate, optional
         Of form "deadline": what is known of each block alone.
     weight : float array (blocks,), s
@@ -104,6 +108,7 @@ class Certificate:
     deadline: RealArray | None = None
     offset: RealArray | None = None
     grid: RealArray | None = None
+    toll: RealArray | None = None
     floor: Certificate | None = None
     weight: RealArray | None = None
     ratio: RealArray | None = None

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wdmoe_opt.certificates.devices import DevicePrices, active_sets, device_bound, fitting_terms
+from wdmoe_opt.certificates.devices import (
+    DevicePrices,
+    active_sets,
+    device_bound,
+    fitting_terms,
+    must_serve,
+    tolled,
+)
 from wdmoe_opt.certificates.facts import EPS, facts_of
 from wdmoe_opt.certificates.tokens import TokenPrices, token_bound
 from wdmoe_opt.errors import InputError
@@ -104,6 +111,7 @@ def check_shapes(problem: Problem, certificate: Certificate, blocks: int | None 
         ("wake", ("blocks", "experts")),
         ("share", ("blocks", "tokens", "m")),
         ("retention", ("blocks",)),
+        ("toll", ("blocks", "devices")),
     ):
         array = getattr(certificate, name)
         expected = tuple(sizes[axis] for axis in axes)
@@ -328,16 +336,22 @@ def _least_latencies(facts: Facts, c: Certificate, prices: Prices) -> RealArray:
         latest = c.offset + 1 / left
     latest = np.minimum(latest + 4 * EPS * np.abs(latest), facts.until)
     terms = fitting_terms(facts, prices.sets, latest)
+    priced, lump = tolled(facts, prices.device, c.toll)
     ends = []
     for x in (left, right):
-        worth = device_bound(facts, prices.device, terms, 1 + c.offset * x, x, limits=False, refine=True)
+        worth = device_bound(facts, priced, terms, 1 + c.offset * x, x, limits=False, refine=True, lump=lump)
         size = np.where(np.isfinite(worth), np.abs(worth), 0.0).sum(axis=-1)
         ends.append(worth.sum(axis=-1) + (worth.shape[-1] + 2) * EPS * size)
     least = _piece_minimum(tokens, left, right, *ends).min(axis=0)
     free = _is_free(facts, c, prices)
-    root = 2 * np.sqrt(np.maximum(tokens, 0.0)) * (1 - 4 * EPS)
+    # A lump is proportional to x like the token part; on a device that may idle it can only cost.
+    lumps = np.where(must_serve(facts), lump, np.maximum(lump, 0.0))
+    size = np.where(np.isfinite(tokens), np.abs(tokens), 0.0) + np.abs(lumps).sum(axis=-1)
+    left_over = tokens - lumps.sum(axis=-1) - (lumps.shape[-1] + 4) * EPS * size
+    root = 2 * np.sqrt(np.maximum(left_over, 0.0)) * (1 - 4 * EPS)
     least = np.where(free, root - ends[0][0], least)
-    bound: RealArray = least + c.offset - 8 * EPS * (np.abs(least) + np.abs(c.offset))
+    size = np.where(np.isfinite(least), np.abs(least), 0.0) + np.abs(c.offset)
+    bound: RealArray = least + c.offset - 8 * EPS * size
     return bound
 
 

@@ -14,7 +14,7 @@ not fit the deadline, the prefix that is cut where it fills the time left bounds
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -286,6 +286,7 @@ def device_bound(
     *,
     limits: bool,
     refine: bool,
+    lump: RealArray | None = None,
 ) -> RealArray:
     """Upper bound on a device's worth, (..., blocks, devices).
 
@@ -298,6 +299,8 @@ def device_bound(
         Whether the limits on transfers are used. The bound is then no longer convex in the scale.
     refine : bool
         Whether to look for the best tangent points from the stored ones, for every set of its own.
+    lump : float array (blocks, devices), optional
+        What every loaded device earns besides, see `tolled`.
     """
     fits = np.isfinite(terms.activation)
     factor = scale[..., None, None]
@@ -305,23 +308,38 @@ def device_bound(
     total = time[..., None, None]
     room = total - spent
     room = np.where(fits, np.maximum(room + 8 * EPS * (np.abs(total) + spent), 0.0), 0.0)
-    wake = np.where(fits, np.where(fits, terms.wake, 0.0) * factor, -np.inf)
+    extra = 0.0 if lump is None else lump[:, :, None]
+    wake = np.where(fits, (np.where(fits, terms.wake, 0.0) + extra) * factor, -np.inf)
     rays = [facts.light] if np.array_equal(facts.light, facts.heavy) else [facts.light, facts.heavy]
     best = np.full(room.shape[:-1], -np.inf)
     for compute in rays:
         ray = _Ray(facts, prices, compute, room, wake, factor, refine=refine)
         best = np.maximum(best, ray.bound(limits=limits))
-    idle = np.where((facts.least > 0) | _held(facts), -np.inf, -prices.bandwidth * facts.low * (1 - 4 * EPS))
+    idle = np.where(must_serve(facts), -np.inf, -prices.bandwidth * facts.low * (1 - 4 * EPS))
     most: RealArray = np.maximum(best, idle)
     return most
 
 
-def _held(facts: Facts) -> BoolArray:
-    """Devices that host an expert which must be active."""
-    held = np.zeros(facts.light.shape, dtype=np.bool_)
+def tolled(facts: Facts, prices: DevicePrices, toll: RealArray | None) -> tuple[DevicePrices, RealArray]:
+    """Prices less a toll on every transfer, and the most that all its tolls are worth to a loaded device.
+
+    ``toll n <= toll most`` where the toll is above 0, ``toll n <= toll least`` where it is below.
+    """
+    if toll is None:
+        return prices, np.zeros(facts.light.shape)
+    send = prices.send - toll
+    # What was really taken off; the difference is rounded once, its product once more.
+    taken = prices.send - send
+    lump = taken * np.where(taken > 0, facts.most, np.maximum(facts.least, 1.0))
+    return replace(prices, send=send), lump + 4 * EPS * np.abs(lump)
+
+
+def must_serve(facts: Facts) -> BoolArray:
+    """Devices that cannot idle: they must get transfers, or host an expert that must be active."""
+    serving: BoolArray = facts.least > 0
     if facts.awake.any():
-        np.logical_or.at(held.T, facts.hosts, facts.awake.T)
-    return held
+        np.logical_or.at(serving.T, facts.hosts, facts.awake.T)
+    return serving
 
 
 class _Ray:

@@ -275,6 +275,7 @@ class Prices:
     bandwidth: list[Fraction]
     points: list[float]
     weight: Fraction
+    toll: list[Fraction]
 
     @classmethod
     def of(cls, block: Block, c: Certificate, i: int) -> Prices:
@@ -303,6 +304,7 @@ class Prices:
             bandwidth=row("bandwidth") if block.budget is not None else [Fraction(0)] * c.bandwidth.shape[1],
             points=c.points[i].tolist(),
             weight=Fraction(0) if c.weight is None else Fraction(float(c.weight[i])),
+            toll=[Fraction(0)] * c.bandwidth.shape[1] if c.toll is None else row("toll"),
         )
 
 
@@ -575,16 +577,30 @@ def device_bound(
     scale: Fraction,
     *,
     limits: bool,
+    toll: Fraction = Fraction(0),
 ) -> Number:
-    """Upper bound on a device's worth: ``time`` is the latency times the scale of the prices."""
-    light, heavy, least, _ = block.limits(k)
-    held = any(block.hosts[e] == k for e in block.awake)
-    idle: Number = -inf if held or least > 0 else -prices.bandwidth[k] * block.low[k]
+    """Upper bound on a device's worth: ``time`` is the latency times the scale of the prices.
+
+    A toll is taken off the price of a transfer; what all tolls are worth at most is a loaded device's.
+    """
+    light, heavy, _, _ = block.limits(k)
+    idle: Number = -inf if must_serve(block, k) else -prices.bandwidth[k] * block.low[k]
     found = [idle]
     for compute in {light, heavy} if sets else set():
-        ray = (block, prices, k, sets, time, scale, compute, limits)
+        ray = (block, prices, k, sets, time, scale, compute, limits, toll)
         found.append(min(_ray_bound(*ray, refine=True), _ray_bound(*ray, refine=False)))
     return max(found)
+
+
+def must_serve(block: Block, k: int) -> bool:
+    """Whether a device cannot idle."""
+    return block.limits(k)[2] > 0 or any(block.hosts[e] == k for e in block.awake)
+
+
+def tolls(block: Block, k: int, toll: Fraction) -> Fraction:
+    """Most that a loaded device's transfers pay in tolls."""
+    _, _, least, most = block.limits(k)
+    return toll * (most if toll > 0 else max(least, 1))
 
 
 def _ray_bound(
@@ -596,13 +612,15 @@ def _ray_bound(
     scale: Fraction,
     compute: Fraction,
     limits: bool,
+    toll: Fraction,
     *,
     refine: bool,
 ) -> Number:
     light, heavy, least, most = block.limits(k)
     nu = prices.bandwidth[k]
-    worth = max(prices.send[k] + prices.work[k] * compute, Fraction(0))
-    dearest = prices.send[k] + prices.work[k] * heavy
+    send, lump = prices.send[k] - toll, scale * tolls(block, k, toll)
+    worth = max(send + prices.work[k] * compute, Fraction(0))
+    dearest = send + prices.work[k] * heavy
     needed = max(least, 1) * scale
     lines = []
     for s in sets:
@@ -610,7 +628,7 @@ def _ray_bound(
         wanted = float(nu) / float(worth * room) if worth * room > 0 else 0.0
         b = best_point(block, k, compute, wanted) if refine else stored_point(block, k, prices.points[k])
         own, lightest = tangent(block, k, b, compute), tangent(block, k, b, light)
-        lines.append((room, scale * s.wake + min(dearest, Fraction(0)) * needed, own, lightest))
+        lines.append((room, scale * s.wake + lump + min(dearest, Fraction(0)) * needed, own, lightest))
 
     def bound(mix: Fraction, extra: Fraction) -> Number:
         """With a share ``mix`` of the load, the rest its limit, and a price on the least transfers."""
@@ -747,7 +765,8 @@ def _worth(
     """Upper bound on all devices' worth at ``x = 1 / (latency - offset)``, times ``x``."""
     total: Number = Fraction(0)
     for k, mine in enumerate(sets):
-        total = total + device_bound(block, prices, k, mine, 1 + offset * x, x, limits=False)
+        ends = (block, prices, k, mine, 1 + offset * x, x)
+        total = total + device_bound(*ends, limits=False, toll=prices.toll[k])
     return total
 
 
@@ -755,6 +774,10 @@ def _free_least(block: Block, prices: Prices) -> Number:
     zero = Fraction(0)
     sets = [fitting_sets(block, prices, k, inf) for k in range(len(prices.send))]
     tokens = token_bound(block, prices)
+    for k, toll in enumerate(prices.toll):
+        # In proportion to x, as the token part; on a device that may idle it can only cost.
+        lump = tolls(block, k, toll)
+        tokens = tokens - (lump if must_serve(block, k) else max(lump, Fraction(0)))
     return (
         inf if tokens == inf else 2 * root_below(Fraction(tokens)) - _worth(block, prices, zero, zero, sets)
     )

@@ -15,7 +15,7 @@ import numpy as np
 from wdmoe_opt.kernels.bounds import Limits, block_deadline, device_term, order_members, token_bound
 from wdmoe_opt.kernels.compiled import compiled
 from wdmoe_opt.kernels.price_newton import Link
-from wdmoe_opt.kernels.share_bound import share_minimum
+from wdmoe_opt.kernels.share_bound import find_tolls, share_minimum
 
 #: Steps without progress after which they are halved, first length, length at which to stop.
 PATIENCE, FIRST_LENGTH, LAST_LENGTH = 6, 1.0, 0.02
@@ -25,6 +25,8 @@ COARSE = 1e-6
 RECENT = 0.1
 #: Largest step of the logarithm of a price.
 MOVE = 0.3
+#: Largest factor by which the x that tolls are for moves in a step.
+DRIFT = 1.03
 
 
 @compiled
@@ -91,10 +93,11 @@ def ascend(
     experts = hosts.size
     surplus, value = np.empty(ids.shape), np.empty(experts)
     used, kept = np.empty((2, experts)), np.empty((2, experts))
-    slope = np.empty(devices + 2)
+    slope, spent = np.empty(devices + 2), np.empty(devices)
     best, bound = -inf, 0.0
     best_second, best_prices = second.copy(), prices.copy()
     length, stale = FIRST_LENGTH, 0
+    here = np.array([1.0 / max(target - nu @ np.exp(points) - offset, 1e-300)])
     pair, send = np.empty(experts), np.empty(devices)
     picked, chosen = np.empty(ids.shape, dtype=np.int8), np.empty(experts)
     mean[:, :] = 0.0
@@ -122,17 +125,9 @@ def ascend(
         else:
             bound = _share_slope(
                 hosts, i, paid, offset, grid, prices, send, second, nu, link, members, ends, activation, value, used,
-                kept, needed, least, most, limits, points, slope, chosen,
+                kept, needed, least, most, limits, points, slope, chosen, here, spent,
             )  # fmt: skip
-        weight = max(1.0 / (step + 1.0), RECENT)
-        for e in range(experts):
-            awake[e] += weight * (chosen[e] - awake[e])
-        for j in range(ids.shape[0]):
-            for c in range(ids.shape[1]):
-                here = 1.0 if picked[j, c] == 2 else 0.0
-                if picked[j, c] == 1:
-                    here = chosen[ids[j, c]]
-                mean[j, c] += weight * (here - mean[j, c])
+        _average(ids, picked, chosen, max(1.0 / (step + 1.0), RECENT), mean, awake)
         if bound >= target:
             return bound
         if bound > best * (1.0 + 1e-7) + 1e-300:
@@ -159,6 +154,96 @@ def ascend(
             prices[r] *= exp(min(max(size * slope[devices + r], -MOVE), MOVE))
     second[:], prices[:] = best_second, best_prices
     return best
+
+
+@compiled
+def _average(
+    ids: np.ndarray,
+    picked: np.ndarray,
+    chosen: np.ndarray,
+    weight: float,
+    mean: np.ndarray,
+    awake: np.ndarray,
+) -> None:
+    """Move the mean selection and the mean active experts towards the present ones."""
+    for e in range(awake.size):
+        awake[e] += weight * (chosen[e] - awake[e])
+    for j in range(ids.shape[0]):
+        for c in range(ids.shape[1]):
+            taken = 1.0 if picked[j, c] == 2 else 0.0
+            if picked[j, c] == 1:
+                taken = chosen[ids[j, c]]
+            mean[j, c] += weight * (taken - mean[j, c])
+
+
+@compiled
+def share_step(
+    ids: np.ndarray,
+    share: np.ndarray,
+    hosts: np.ndarray,
+    compute: np.ndarray,
+    activation: np.ndarray,
+    wakes: np.ndarray,
+    usable: np.ndarray,
+    by_device: bool,
+    floor: float,
+    cap: int,
+    needed: float,
+    link: Link,
+    i: int,
+    offset: float,
+    grid: np.ndarray,
+    least: np.ndarray,
+    most: np.ndarray,
+    limits: Limits,
+    send: np.ndarray,
+    second: np.ndarray,
+    mu: float,
+    nu: np.ndarray,
+    here: np.ndarray,
+    points: np.ndarray,
+    weight: float,
+    slope: np.ndarray,
+    spent: np.ndarray,
+    mean: np.ndarray,
+    awake: np.ndarray,
+) -> float:
+    """Bound of block ``i`` in the shared form, and its slopes.
+
+    Parameters
+    ----------
+    send, second, mu : float arrays (devices,), float
+        Prices per unit of x.
+    here : float array (1,), 1/s, updated
+        The x that decides.
+    points : float array (devices,), updated
+        ln of bandwidths.
+    weight : float
+        Of this step in ``mean`` and ``awake``, as in `ascend`.
+    slope : float array (devices + 2,), filled
+        By the logarithms of device seconds and of retention.
+    spent : float array (devices,), filled
+        Bandwidth: the slope by ``nu``.
+    """
+    experts = hosts.size
+    surplus, value = np.empty(ids.shape), np.empty(experts)
+    used, kept = np.empty((2, experts)), np.empty((2, experts))
+    pair = np.empty(experts)
+    picked, chosen = np.empty(ids.shape, dtype=np.int8), np.zeros(experts)
+    for e in range(experts):
+        pair[e] = second[hosts[e]] * compute[e]
+    prices = np.array([mu, 0.0])
+    paid = mu * needed + token_bound(
+        ids, share, hosts, send, pair, by_device, mu, floor, cap, wakes, limits.forced, surplus, value, used,
+        kept, picked,
+    )  # fmt: skip
+    members, ends = order_members(hosts, activation, value, usable, second.size)
+    bound = _share_slope(
+        hosts, i, paid, offset, grid, prices, send, second, nu, link, members, ends, activation, value, used,
+        kept, needed, least, most, limits, points, slope, chosen, here, spent,
+    )  # fmt: skip
+    _average(ids, picked, chosen, weight, mean, awake)
+    return bound
 
 
 @compiled
@@ -226,7 +311,7 @@ def _deadline_slope(
         time = deadline - link.delay[k] - limits.base[k]
         term, rate, n, where = device_term(
             k, i, time, 1.0, send[k], second[k], prices[1], link, link_time, free, own, activation, value,
-            least[k], most[k], limits.held[k], limits.fewest[k], limits.largest[k], points[k],
+            least[k], most[k], limits.held[k], limits.fewest[k], limits.largest[k], False, 0.0, points[k],
         )  # fmt: skip
         earned, charged, held = _set_sums(n, own, value, used, kept, 1.0, chosen)
         slope[k] += charged
@@ -266,8 +351,10 @@ def _share_slope(
     points: np.ndarray,
     slope: np.ndarray,
     chosen: np.ndarray,
+    here: np.ndarray,
+    spent: np.ndarray,
 ) -> float:
-    """Bound of the shared form, and fill its slopes at the x that decides it."""
+    """Bound of the shared form with tolls for x = ``here``, and fill its slopes at the x that decides it."""
     devices = second.size
     earned = np.zeros(grid.size)
     charge, capacity = np.zeros((grid.size, devices)), np.zeros((grid.size, devices))
@@ -275,6 +362,11 @@ def _share_slope(
     sets = np.empty((grid.size, devices), dtype=np.int64)
     places = np.empty((grid.size, devices))
     dummy = np.zeros((1, 1))
+    toll, lump = np.zeros(devices), np.zeros(devices)
+    saved = find_tolls(
+        i, here[0], offset, send, second, nu, link, members, ends, activation, value, least, most, limits,
+        True, points, toll, lump,
+    )  # fmt: skip
     for g in range(grid.size):
         x = grid[g]
         for e in range(limits.opened.size):
@@ -285,8 +377,8 @@ def _share_slope(
             own = members[ends[k] : ends[k + 1]]
             time = 1.0 + (offset - link.delay[k] - limits.base[k]) * x
             term, rate, n, points[k] = device_term(
-                k, i, time, x, send[k], second[k], nu[k], link, dummy, True, own, activation, value, least[k],
-                most[k], limits.held[k], 0.0, inf, points[k],
+                k, i, time, x, send[k] - toll[k], second[k], nu[k], link, dummy, True, own, activation, value,
+                least[k], most[k], limits.held[k], 0.0, inf, limits.fewest[k] > 0.0, lump[k] * x, points[k],
             )  # fmt: skip
             earned[g] += term
             places[g, k] = points[k]
@@ -296,7 +388,11 @@ def _share_slope(
             holding[g] += held
             if n != -1:
                 capacity[g, k] = term + nu[k] * exp(points[k]) - x * value_sum
+    if grid.size == 1:
+        paid -= saved
     bound, x, g = share_minimum(paid, offset, grid, earned)
+    # Damped: tolls for an x push the one that decides to the other side of where they balance.
+    here[0] *= min(max(x / here[0], 1.0 / DRIFT), DRIFT)
     part = 0.0
     h = min(g + 1, grid.size - 1)
     if h > g:
@@ -306,14 +402,23 @@ def _share_slope(
     for k in range(devices):
         points[k] = (1.0 - part) * places[g, k] + part * places[h, k]
         own = members[ends[k] : ends[k + 1]]
+        first_spent = exp(places[g, k]) if sets[g, k] != -1 else link.low[k]
+        last_spent = exp(places[h, k]) if sets[h, k] != -1 else link.low[k]
+        spent[k] = (1.0 - part) * first_spent + part * last_spent
         _set_sums(sets[g, k], own, value, used, kept, 1.0 - part, chosen)
         _set_sums(sets[h, k], own, value, used, kept, part, chosen)
     # Charges of active experts count x times wherever the deciding set holds them.
-    slope[devices] = needed * x - (1.0 - part) * grid[g] * holding[g] - part * grid[h] * holding[h]
+    first, last = grid[g], grid[h]
+    if grid.size == 1:
+        # Device terms do not depend on x: charges and lumps stand in the token part.
+        first = x
+        for k in range(devices):
+            capacity[0, k] += x * (lump[k] if limits.fewest[k] > 0.0 or limits.held[k] else max(lump[k], 0.0))
+    slope[devices] = needed * x - (1.0 - part) * first * holding[g] - part * last * holding[h]
     slope[devices] *= prices[0]
     slope[devices + 1] = 0.0
     for k in range(devices):
-        slope[k] = (1.0 - part) * (grid[g] * charge[g, k] - capacity[g, k]) + part * (
-            grid[h] * charge[h, k] - capacity[h, k]
+        slope[k] = (1.0 - part) * (first * charge[g, k] - capacity[g, k]) + part * (
+            last * charge[h, k] - capacity[h, k]
         )
     return bound

@@ -323,6 +323,8 @@ def device_term(
     held: bool,
     fewest: float,
     largest: float,
+    serves: bool,
+    lump: float,
     point: float,
 ) -> tuple[float, float, int, float]:
     """Most that device ``k`` can earn in ``seconds``, less the price of its bandwidth.
@@ -346,6 +348,10 @@ def device_term(
         Whether some expert beyond ``members`` is active anyhow, its time taken off ``seconds``.
     fewest, largest : float
         Limits of its transfers, 0 and inf if there are none.
+    serves : bool
+        Whether it must not idle, whatever ``held`` and ``fewest`` say.
+    lump : float
+        What it earns besides if it is loaded.
     point : float
         ln of the bandwidth to start from.
 
@@ -356,7 +362,7 @@ def device_term(
         below the number of members a single one, above that the first ``chosen - members + 2``); ln of
         its bandwidth. The value is -inf if the device cannot do what it must.
     """
-    best = -inf if held or fewest > 0.0 else -nu * link.low[k]
+    best = -inf if held or serves or fewest > 0.0 else -nu * link.low[k]
     rate, chosen, where = 0.0, -1, point
     size = members.size
     if size == 0 and not held:
@@ -384,7 +390,7 @@ def device_term(
         # Sets of two and more, the largest first; then singles, and nobody where that is possible.
         if n == -1:
             continue
-        awake, earned = _set_value(n, members, activation, value)
+        awake, earned = set_value(n, members, activation, value)
         left = seconds - scale * awake
         if left < 0.0:
             if scale == 1.0:
@@ -394,15 +400,15 @@ def device_term(
             chord = at_last
             if first > last:
                 chord += (at_first - at_last) * (left - last) / (first - last)
-            if chord + scale * earned <= best:
+            if chord + scale * earned + lump <= best:
                 continue
         term, pace, where = at_last, known_pace, known_where
         if left != known:
             term, pace, where = _earned(
                 k, i, left, send, work, nu, link, link_time, free, least, most, fewest, largest, known_where
             )
-        if term + scale * earned > best:
-            best, rate, chosen, point = term + scale * earned, pace, n, where
+        if term + scale * earned + lump > best:
+            best, rate, chosen, point = term + scale * earned + lump, pace, n, where
     where = point
     if (size > 1 or (held and size > 0)) and scale == 1.0:
         # Sets that do not fit as a whole count as far as they leave the time of the fewest transfers.
@@ -413,7 +419,7 @@ def device_term(
             packed, _, _ = _earned(
                 k, i, spare, send, work, nu, link, link_time, free, least, most, fewest, largest, where
             )
-        packed += _packed(seconds - spare, scale, members, activation, value)
+        packed += _packed(seconds - spare, scale, members, activation, value) + lump
         if packed > best:
             best, rate, chosen = packed, 0.0, 2 * size - 2
     return best, rate, chosen, where
@@ -463,7 +469,8 @@ def _earned(
     for ray in range(1 if least == most else 2):
         c = most if ray else least
         if free:
-            weight = (send + work * c) * left
+            # A toll may exceed a transfer's price; then none is best.
+            weight = max(send + work * c, 0.0) * left
             term, u = best_point(weight, c, nu, link.bits_down, down, link.bits_up, up, low, high, point)
             earned = (term + nu * exp(u)) / left if left > 0.0 else 0.0
             if earned * left > ceiling:
@@ -493,9 +500,7 @@ def _bandwidth_for(
 
 
 @compiled
-def _set_value(
-    n: int, members: np.ndarray, activation: np.ndarray, value: np.ndarray
-) -> tuple[float, float]:
+def set_value(n: int, members: np.ndarray, activation: np.ndarray, value: np.ndarray) -> tuple[float, float]:
     """Activation time and value of set ``n``: nobody, one member, or from ``members.size`` on the first few."""
     if n < 0:
         return 0.0, 0.0
@@ -633,7 +638,7 @@ def _unpaid(
         term, rate, _, points[k] = device_term(
             k, i, deadline - link.delay[k] - limits.base[k], 1.0, send[k], work[k], nu, link, link_time, free,
             members[ends[k] : ends[k + 1]], activation, value, least[k], most[k], limits.held[k],
-            limits.fewest[k], limits.largest[k], points[k],
+            limits.fewest[k], limits.largest[k], False, 0.0, points[k],
         )  # fmt: skip
         excess -= term
         slope += rate

@@ -283,7 +283,12 @@ def assemble(shape: tuple[int, ...], proofs: list[Proof]) -> Certificate:
                 form="deadline", deadline=proof.floor.deadline, **_prices(shape, [proof.floor])
             )
         return Certificate(
-            form="shared", offset=proof.offset, grid=proof.grid, floor=floor, **_prices(shape, proofs)
+            form="shared",
+            offset=proof.offset,
+            grid=proof.grid,
+            toll=proof.toll,
+            floor=floor,
+            **_prices(shape, proofs),
         )
     deadline = np.concatenate([proof.deadline for proof in proofs])
     return Certificate(form="deadline", deadline=deadline, **_prices(shape, proofs))

@@ -140,21 +140,21 @@ class BranchTree:
             self.interrupted = True
         return self.interrupted
 
-    def _verify(self, branch: Branch, inherited: tuple[Proof | None, float]) -> None:
+    def _verify(self, branch: Branch, inherited: Proof | None) -> None:
         """Hold a new branch against the check: its own prices, else its parent's, else a weaker claim."""
         if branch.bound == np.inf or branch.proof is None:
             return
         path = self._path(branch)
-        for proof, bound in ((branch.proof, branch.bound), inherited):
+        for proof in (branch.proof, inherited):
             if proof is None:
                 continue
-            proved = leaf_bound(self.facts, path, assemble(self.problem, [proof]))
+            proved = leaf_bound(self.facts, path, assemble(self.problem.tables.ids.shape, [proof]))
             if proved > 0:
-                branch.proof, branch.bound = proof, min(proved, bound) if proof is branch.proof else proved
+                branch.proof, branch.bound = proof, proved
                 return
         for cut in CUTS:
             claim = replace(branch.proof, deadline=branch.proof.deadline * (1 - cut))
-            proved = leaf_bound(self.facts, path, assemble(self.problem, [claim]))
+            proved = leaf_bound(self.facts, path, assemble(self.problem.tables.ids.shape, [claim]))
             if proved > 0 and claim.form == "deadline":
                 branch.proof, branch.bound = claim, proved
                 return
@@ -182,14 +182,14 @@ class BranchTree:
             for _ in range(relaxation.blocks)
         ]  # fmt: skip
         self.joint = relaxation.blocks > 1 and relaxation.free
-        if self.joint and relaxation.wakes.any():
+        if self.joint and relaxation.dependent:
             self.known = best.floor
             if self.known is None:
                 latency = relaxation.latency(self.keep)
                 self.known = relaxation.each_alone(self.keep, latency, ROOT_STEPS)
         facts = facts_of(self.problem)
         self.facts = facts if self.joint else one_block(facts, self.rows.start)
-        self.loads = not self.joint and not t.by_device and relaxation.alike
+        self.loads = not t.by_device and relaxation.alike
         # With a choice of active experts, limits of loads are beyond the bound's reach.
         hosted = np.bincount(t.expert_device, t.activation > 0, relaxation.devices)
         self._countable = (hosted <= 0) | (np.bincount(t.expert_device, minlength=relaxation.devices) <= 1)
@@ -199,7 +199,7 @@ class BranchTree:
         self.leaves[0] = root
         if best.bound < self.goal:
             self._ascend(root, ROOT_STEPS)
-            self._verify(root, (best, best.bound))
+            self._verify(root, best)
             self._push(root)
 
     def _root_quote(self, best: Proof) -> Quote:
@@ -228,13 +228,19 @@ class BranchTree:
             parts = list(branch.parts)
             parts[split[1][0] - self._first] = _half(parts[split[1][0] - self._first], split, side)
             half = Branch(
-                len(self.branches), branch.number, (*split, side), parts, branch.quote, branch.proof, branch.bound
+                len(self.branches),
+                branch.number,
+                (*split, side),
+                parts,
+                branch.quote,
+                branch.proof,
+                branch.bound,
             )
             self.branches.append(half)
             self.leaves[half.number] = half
             halves.append(half)
         for half in halves:
-            inherited = half.proof, half.bound
+            inherited = half.proof
             self._ascend(half, BRANCH_STEPS)
             self._verify(half, inherited)
             self._push(half)
@@ -253,7 +259,7 @@ class BranchTree:
         """Prices, bound and candidate of a branch."""
         relaxation = self.relaxation.restricted(branch.parts)
         if _contradiction(relaxation, self.problem):
-            branch.empty, branch.bound = True, np.inf
+            branch.empty, branch.bound, branch.proof = True, np.inf, None
             return
         decided = self._decided(relaxation, branch)
         if decided is not None:
@@ -290,7 +296,11 @@ class BranchTree:
         quote = self.relaxation.multipliers(keep, 0.0)
         self._try_prices(relaxation, branch, quote)
         if branch.bound < min(value, self.value) * (1 - self.rel_gap):
-            self._try_prices(relaxation, branch, relaxation.ascend(quote, quote.horizon, BRANCH_STEPS))
+            if self.joint:
+                goal = min(value, self.value) * (1 - 0.5 * self.rel_gap)
+                self._take(branch, *relaxation.ascend_jointly(quote, self.known, goal, ROOT_STEPS))
+            else:
+                self._try_prices(relaxation, branch, relaxation.ascend(quote, quote.horizon, BRANCH_STEPS))
         # Nothing is left to branch on, whatever rounding leaves of the gap.
         branch.empty = True
 
@@ -361,17 +371,19 @@ class BranchTree:
         if not self.loads:
             return None
         t = self.problem.tables
-        pairs = relaxation.ids[0] >= 0
-        load = np.zeros(relaxation.devices)
-        np.add.at(load, t.expert_device[relaxation.ids[0][pairs]], branch.mean[0][pairs])
-        limits = relaxation.limits[0]
+        pairs = relaxation.ids >= 0
+        load = np.zeros((relaxation.blocks, relaxation.devices))
+        blocks = np.nonzero(pairs)[0]
+        np.add.at(load, (blocks, t.expert_device[relaxation.ids[pairs]]), branch.mean[pairs])
+        fewest = np.stack([limits.fewest for limits in relaxation.limits])
+        largest = np.stack([limits.largest for limits in relaxation.limits])
         cut = np.floor(load)
-        able = (limits.fewest <= cut) & (limits.largest >= cut + 1) & self._countable
+        able = (fewest <= cut) & (largest >= cut + 1) & self._countable
         doubt = np.where(able, np.minimum(load - cut, cut + 1 - load), 0.0)
-        k = int((doubt * branch.quote.send[0]).argmax())
-        if doubt[k] <= DOUBT:
+        i, k = np.unravel_index(int((doubt * branch.quote.send).argmax()), doubt.shape)
+        if doubt[i, k] <= DOUBT:
             return None
-        return LOAD, (self._first, k, -1), float(cut[k])
+        return LOAD, (self._first + int(i), int(k), -1), float(cut[i, k])
 
     def _doubtful_pair(
         self, relaxation: Relaxation, branch: Branch
@@ -453,7 +465,7 @@ def _point(problem: Problem, control: Control, trees: list[BranchTree]) -> Point
 def _certificate(problem: Problem, trees: list[BranchTree]) -> Certificate:
     """One tree of all groups, or plain prices where nothing was branched on."""
     if all(len(tree.branches) == 1 for tree in trees):
-        return assemble(problem, [tree.branches[0].proof for tree in trees])  # type: ignore[misc]
+        return assemble(problem.tables.ids.shape, [tree.branches[0].proof for tree in trees])  # type: ignore[misc]
     parent, kind, index, value, side = [], [], [], [], []
     leaves: dict[int, Certificate | Literal["empty"]] = {}
     for tree in trees:
@@ -466,8 +478,7 @@ def _certificate(problem: Problem, trees: list[BranchTree]) -> Certificate:
             value.append(at)
             side.append(half)
         for number, leaf in tree.leaves.items():
-            nothing = leaf.bound == np.inf
-            leaves[number + shift] = "empty" if nothing else assemble(problem, [leaf.proof])  # type: ignore[list-item]
+            leaves[number + shift] = "empty" if leaf.proof is None else assemble(problem.tables.ids.shape, [leaf.proof])  # type: ignore[list-item]
     grown = Tree(
         parent=np.array(parent), kind=np.array(kind), index=np.array(index), value=np.array(value),
         side=np.array(side), leaves=leaves,
