@@ -416,6 +416,8 @@ def test_command_errors(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A wrong call exits with 2 and one line on standard error, before any solving where possible."""
+    if "--plot" in arguments:
+        pytest.importorskip("matplotlib")
     assert command(monkeypatch, *arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -110,7 +110,7 @@ class Proof:
 
 def join(proofs: list[Proof]) -> Proof:
     """Proofs of form "deadline" of single groups as one of all."""
-    parts = {
+    parts: dict[str, Any] = {
         name: np.concatenate([getattr(proof, name) for proof in proofs])
         for name in (
             "send",
@@ -242,7 +242,7 @@ class Relaxation:
             np.zeros((self.blocks, self.devices)) if self.free else fixed_link_times(problem)[rows]
         )
         self.link_time = np.ascontiguousarray(np.broadcast_to(self.link_time, (self.blocks, self.devices)))
-        #: Seconds per transfer at which bounds are taken: bandwidth may exceed what is fixed by the tolerance.
+        #: Seconds per transfer of bounds: bandwidth may exceed what is fixed by the tolerance.
         self.quickest = self.link_time
         if not self.free and t.fixed_link_time is None:
             given = np.atleast_2d(np.asarray(problem.fixed_bandwidth)) + slack
@@ -396,7 +396,8 @@ class Relaxation:
     @cached_property
     def choosable(self) -> NDArray[np.bool_]:
         """Usable experts that need not be active, (blocks, experts)."""
-        return self.usable_experts & ~np.stack([limits.opened for limits in self.limits])
+        able: NDArray[np.bool_] = self.usable_experts & ~np.stack([limits.opened for limits in self.limits])
+        return able
 
     def restricted(self, parts: list[Restriction]) -> Relaxation:
         """The relaxation under further restrictions, one per block; prices are not carried over."""
@@ -572,9 +573,9 @@ class Relaxation:
         surplus, value = np.empty((self.tokens, self.columns)), np.empty(self.experts)
         paid = token_bound(
             self.ids[i], self.share[i], hosts, quote.send[i], quote.second[i, hosts] * t.compute, t.by_device,
-            price, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE), self.problem.expert_cap, self.wakes[i],
-            self.limits[i].forced, surplus, value, np.empty((2, self.experts)), np.empty((2, self.experts)),
-            np.empty(self.ids.shape[1:], dtype=np.int8),
+            price, float(self.floors[i]) * (1 - FEASIBILITY_TOLERANCE), self.problem.expert_cap,
+            self.wakes[i], self.limits[i].forced, surplus, value, np.empty((2, self.experts)),
+            np.empty((2, self.experts)), np.empty(self.ids.shape[1:], dtype=np.int8),
         )  # fmt: skip
         paid += price * float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE)
         order = order_members(hosts, t.activation, value, self.choosable[i], self.devices)
@@ -675,10 +676,10 @@ class Relaxation:
         latency = self.latency(keep)
         start, held = self.multipliers(keep), self._held_quote()
         if self.blocks == 1 or not self.free:
-            known = None if self.best is None else self.best.quote(latency)
+            best_quote = None if self.best is None else self.best.quote(latency)
             guess = start.second.sum(axis=1) * latency / np.maximum(self.needed, 1.0)
-            priced = replace(start, retention=guess if known is None else known.retention)
-            quotes = [quote for quote in (known, held, priced, start) if quote is not None]
+            priced = replace(start, retention=guess if best_quote is None else best_quote.retention)
+            quotes = [quote for quote in (best_quote, held, priced, start) if quote is not None]
             first = [self.ascend(quote, latency, max(steps // 4, 1)) for quote in quotes]
             best = max(first, key=lambda quote: self._keep(self.prove(quote)))
             return self._keep(self.prove(self.ascend(best, latency, steps)))
@@ -706,7 +707,7 @@ class Relaxation:
     def ascend_jointly(
         self, quote: Quote, known: Proof | None, goal: float, steps: int
     ) -> tuple[Quote, Proof]:
-        """Ascent on every block's part in turn with what a hertz is worth to it, where blocks share bandwidth.
+        """Ascent on every block's part and on what a hertz is worth to it, where blocks share bandwidth.
 
         Parameters
         ----------

@@ -164,10 +164,15 @@ def test_solve_believes_the_certificate_only(solved: Solution, monkeypatch: pyte
     assert lofty.bound_kind == "certified"
     assert lofty.lower_bound == solved.lower_bound == lofty.certificate.bound
     assert wo.certify(problem, lofty)
-    for bad in (None, replace(c, deadline=c.deadline * 1.1)):
-        downgraded = solve(bad, lower_bound=0.01, bound_kind="certified")
-        assert (downgraded.bound_kind, downgraded.certificate) == ("claimed", None)
-    assert solve(replace(c, deadline=c.deadline * 1.1)).bound_kind == "none"
+    downgraded = solve(None, lower_bound=0.01, bound_kind="certified")
+    assert (downgraded.bound_kind, downgraded.certificate) == ("claimed", None)
+    # Prices are good even if their deadline claims too much: it is moved to where it holds.
+    weaker = solve(replace(c, deadline=c.deadline * 1.1), lower_bound=99.0, bound_kind="certified")
+    assert weaker.bound_kind == "certified"
+    assert 0.5 * solved.lower_bound < weaker.lower_bound < solved.lower_bound * 1.1
+    assert wo.certify(problem, weaker)
+    nothing = replace(c, **{n: getattr(c, n) * 0 for n in ("send", "work", "wake", "retention", "bandwidth")})
+    assert solve(replace(nothing, share=None)).bound_kind == "none"
     one = {
         n: getattr(c, n)[:1] for n in ("send", "work", "wake", "share", "retention", "bandwidth", "points")
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -222,8 +222,8 @@ def _with_pairs(
 def _settle(
     facts: Facts, pair: IntArray, gone: BoolArray, forced: BoolArray, light: RealArray, heavy: RealArray
 ) -> None:
-    """Narrow both rays to the compute per transfer of devices whose load is decided: all there is is forced."""
-    blocks, devices = light.shape
+    """Narrow both rays to the mean compute of devices whose load is decided: all there is is forced."""
+    devices = light.shape[1]
     expert = np.where(gone, 0, pair % (facts.experts + 1))
     device = np.where(gone, -1, facts.hosts[expert])
     for k in range(devices):

@@ -115,17 +115,17 @@ def ascend(
         members, ends = order_members(hosts, activation, value, usable, devices)
         if grid.size == 0:
             bound = block_deadline(
-                i, paid, bound if bound > 0.0 else target, send, second, prices[1], link, link_time, free, members, ends, activation,
-                value, least, most, limits, COARSE, points,
+                i, paid, bound if bound > 0.0 else target, send, second, prices[1], link, link_time, free,
+                members, ends, activation, value, least, most, limits, COARSE, points,
             )  # fmt: skip
             _deadline_slope(
-                hosts, i, bound, prices, send, second, link, link_time, free, members, ends, activation, value, used,
-                kept, needed, least, most, limits, points, slope, chosen,
+                hosts, i, bound, prices, send, second, link, link_time, free, members, ends, activation,
+                value, used, kept, needed, least, most, limits, points, slope, chosen,
             )  # fmt: skip
         else:
             bound = _share_slope(
-                hosts, i, paid, offset, grid, prices, send, second, nu, link, members, ends, activation, value, used,
-                kept, needed, least, most, limits, points, slope, chosen, here, spent,
+                hosts, i, paid, offset, grid, prices, send, second, nu, link, members, ends, activation,
+                value, used, kept, needed, least, most, limits, points, slope, chosen, here, spent,
             )  # fmt: skip
         _average(ids, picked, chosen, max(1.0 / (step + 1.0), RECENT), mean, awake)
         if bound >= target:
@@ -376,7 +376,7 @@ def _share_slope(
         for k in range(devices):
             own = members[ends[k] : ends[k + 1]]
             time = 1.0 + (offset - link.delay[k] - limits.base[k]) * x
-            term, rate, n, points[k] = device_term(
+            term, _, n, points[k] = device_term(
                 k, i, time, x, send[k] - toll[k], second[k], nu[k], link, dummy, True, own, activation, value,
                 least[k], most[k], limits.held[k], 0.0, inf, limits.fewest[k] > 0.0, lump[k] * x, points[k],
             )  # fmt: skip

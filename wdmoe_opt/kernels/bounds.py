@@ -210,13 +210,13 @@ def _spread_transfers(
 
 @compiled
 def _crowd_out(cost: np.ndarray, must: np.ndarray, cap: int) -> float:
-    """Raise free negative costs by a fee that leaves at most ``cap`` of them; return what the fee pays back."""
+    """Raise free negative costs by a fee that leaves at most ``cap`` of them; return what it pays back."""
     order = np.sort(cost[~must])
     fee = -order[max(cap, 0)]
     for c in range(cost.size):
         if not must[c]:
             cost[c] += fee
-    return -fee * max(cap, 0)
+    return float(-fee * max(cap, 0))
 
 
 @compiled
@@ -501,7 +501,7 @@ def _bandwidth_for(
 
 @compiled
 def set_value(n: int, members: np.ndarray, activation: np.ndarray, value: np.ndarray) -> tuple[float, float]:
-    """Activation time and value of set ``n``: nobody, one member, or from ``members.size`` on the first few."""
+    """Activation time and value of set ``n``: nobody, one, or from ``members.size`` on the first few."""
     if n < 0:
         return 0.0, 0.0
     if n < members.size:
@@ -523,7 +523,7 @@ def _packed(
     for r in range(members.size):
         a = scale * activation[members[r]]
         if a > left:
-            return earned + scale * value[members[r]] * max(left, 0.0) / a
+            return float(earned + scale * value[members[r]] * max(left, 0.0) / a)
         left -= a
         earned += scale * value[members[r]]
     return -inf
@@ -533,7 +533,7 @@ def _packed(
 def order_members(
     hosts: np.ndarray, activation: np.ndarray, value: np.ndarray, usable: np.ndarray, devices: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Usable experts device by device, those of most value per activation time first; and where each begins."""
+    """Usable experts by device, those of most value per activation time first; and where each begins."""
     experts = hosts.size
     ends = np.zeros(devices + 1, dtype=np.int64)
     for e in range(experts):

@@ -259,13 +259,11 @@ def block_system(
     matrix[devices, devices] = slopes[devices, devices] + PROXIMAL * max(needed[i], 1e-3) / mu
     right[devices, 0] = needed[i] - kept
     right[devices + 1, 0] = 1.0 - paid
-    return max(residual, abs(needed[i] - kept) / max(needed[i], 1.0), abs(1.0 - paid))
+    return float(max(residual, abs(needed[i] - kept) / max(needed[i], 1.0), abs(1.0 - paid)))
 
 
 @compiled
-def move_block(
-    prices: Prices, i: int, target: float, step: np.ndarray, longest: float
-) -> float:
+def move_block(prices: Prices, i: int, target: float, step: np.ndarray, longest: float) -> float:
     """Move prices, slacks and deadline of block ``i`` as far as they stay positive; return the length."""
     devices = prices.transfer.shape[1]
     length = longest

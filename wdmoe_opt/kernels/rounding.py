@@ -253,18 +253,14 @@ def exchange(
                     link_time[k] = time_on_air(out[k], bits_down, c_down[k], bits_up, c_up[k])
                     times[k] += sent[k] * link_time[k]
             block_multipliers(sent, times, bits_down, c_down, bits_up, c_up, low, high, out, lam)
-        _best_of_each(
-            ids, share, hosts, is_open, floor, cap, keep, count, kept, barred, lightest, heaviest
-        )
+        _best_of_each(ids, share, hosts, is_open, floor, cap, keep, count, kept, barred, lightest, heaviest)
         gain, source, sink = _best_trade(
             ids, share, hosts, compute, activation, load, lam, link_time, slack, lightest, heaviest
         )
         if gain <= 0.0:
             break
         a, b = lightest[source], heaviest[sink] if sink >= 0 else -1
-        _shift(
-            ids, share, hosts, compute, activation, delay, keep, count, kept, load, sent, busy, a, b
-        )
+        _shift(ids, share, hosts, compute, activation, delay, keep, count, kept, load, sent, busy, a, b)
         found, _ = block_bandwidth(sent, busy, bits_down, c_down, bits_up, c_up, low, high, total, trial)
         fresh = found < latency
         if fresh:
@@ -274,9 +270,7 @@ def exchange(
             if b >= 0:
                 slack += share[b // columns, b % columns]
         else:
-            _shift(
-                ids, share, hosts, compute, activation, delay, keep, count, kept, load, sent, busy, b, a
-            )
+            _shift(ids, share, hosts, compute, activation, delay, keep, count, kept, load, sent, busy, b, a)
             barred[a // columns, a % columns] = True
             if b >= 0:
                 barred[b // columns, b % columns] = True

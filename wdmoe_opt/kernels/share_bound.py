@@ -71,8 +71,8 @@ def share_bound(
     for step in range(ROUNDS):
         # First without tolls: what was proved without limits stays proved.
         saved = find_tolls(
-            i, x, offset, send, work, nu, link, members, ends, activation, value, least, most, limits, step > 0,
-            where, found, lump,
+            i, x, offset, send, work, nu, link, members, ends, activation, value, least, most, limits,
+            step > 0, where, found, lump,
         )  # fmt: skip
         if grid.size > 1 and grid[-1] == grid[-2]:
             _insert(grid, x)
@@ -171,7 +171,7 @@ def find_tolls(
     toll: np.ndarray,
     lump: np.ndarray,
 ) -> float:
-    """Fill the tolls that are best at x, or none, what they are worth per x, and the ln bandwidths they lead to.
+    """Fill the tolls that are best at x, or none, what they are worth per x, and ln of the bandwidths.
 
     Returns
     -------

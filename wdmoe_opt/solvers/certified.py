@@ -236,8 +236,8 @@ class Group:
         self.note("local search")
         if self.done or self.relaxation.tokens > EXPLORED_TOKENS:
             return
-        run = explore(search, self.plain, EXPLORE_ROUNDS, self.deadline)
-        self._accept(run.best, run.value, None)
+        search.start(explore(search, self.plain, EXPLORE_ROUNDS, self.deadline).best)
+        self._accept(search.keep, search.value, search.bandwidth)
         self.note("other starts")
 
     def _ascend(self) -> None:

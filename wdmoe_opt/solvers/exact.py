@@ -176,8 +176,9 @@ class BranchTree:
         assert best is not None
         free = [
             Restriction(
-                np.zeros(relaxation.ids.shape[1:], dtype=np.int8), np.zeros(relaxation.experts, dtype=np.int8),
-                np.zeros(relaxation.devices), np.full(relaxation.devices, np.inf),
+                np.zeros(relaxation.ids.shape[1:], dtype=np.int8),
+                np.zeros(relaxation.experts, dtype=np.int8), np.zeros(relaxation.devices),
+                np.full(relaxation.devices, np.inf),
             )
             for _ in range(relaxation.blocks)
         ]  # fmt: skip
@@ -251,7 +252,7 @@ class BranchTree:
 
     @property
     def _first(self) -> int:
-        return self.rows.start
+        return int(self.rows.start)
 
     # ------------------------------------------------------------------ bounds
 
@@ -464,9 +465,14 @@ def _point(problem: Problem, control: Control, trees: list[BranchTree]) -> Point
 
 def _certificate(problem: Problem, trees: list[BranchTree]) -> Certificate:
     """One tree of all groups, or plain prices where nothing was branched on."""
+    shape = problem.tables.ids.shape
     if all(len(tree.branches) == 1 for tree in trees):
-        return assemble(problem.tables.ids.shape, [tree.branches[0].proof for tree in trees])  # type: ignore[misc]
-    parent, kind, index, value, side = [], [], [], [], []
+        return assemble(shape, [p for p in (tree.branches[0].proof for tree in trees) if p is not None])
+    parent: list[int] = []
+    kind: list[int] = []
+    index: list[tuple[int, int, int]] = []
+    value: list[float] = []
+    side: list[int] = []
     leaves: dict[int, Certificate | Literal["empty"]] = {}
     for tree in trees:
         shift = len(parent)
@@ -478,7 +484,7 @@ def _certificate(problem: Problem, trees: list[BranchTree]) -> Certificate:
             value.append(at)
             side.append(half)
         for number, leaf in tree.leaves.items():
-            leaves[number + shift] = "empty" if leaf.proof is None else assemble(problem.tables.ids.shape, [leaf.proof])  # type: ignore[list-item]
+            leaves[number + shift] = "empty" if leaf.proof is None else assemble(shape, [leaf.proof])
     grown = Tree(
         parent=np.array(parent), kind=np.array(kind), index=np.array(index), value=np.array(value),
         side=np.array(side), leaves=leaves,
