@@ -23,7 +23,10 @@ import wdmoe_opt as wo
 from wdmoe_opt.benchmarks.agreement import tiny_problem
 from wdmoe_opt.benchmarks.certified import DOCUMENT
 
-BEGIN, END = "<!-- tiny: python -m wdmoe_opt.benchmarks.tiny --count 200 --time-limit 2 --write -->", "<!-- end of tiny -->"
+BEGIN, END = (
+    "<!-- tiny: python -m wdmoe_opt.benchmarks.tiny --count 200 --time-limit 2 --write -->",
+    "<!-- end of tiny -->",
+)
 #: Gap to which `exact` is to close, and rounding of exact prices.
 CLOSED, ROUNDING = 1e-6, 1e-9
 
