@@ -171,27 +171,34 @@ def test_floors_out_of_reach_are_named():
     assert "cannot be met" in found.termination.detail
 
 
-def test_time_limit_and_interruption_keep_the_best(monkeypatch):
+def test_a_time_limit_keeps_the_best():
     problem = wo.Problem(synthetic(48, seed=3), min_retention=0.95)
     short = wo.solve(problem, "exact", rel_gap=1e-9, time_limit=0.3)
     assert short.termination.limit == "time"
     assert short.bound_kind == "certified"
     assert 0 < short.lower_bound <= short.latency
 
+
+@pytest.mark.parametrize("step", ["_split", "_ascend", "_verify", "_candidate"])
+@pytest.mark.parametrize("when", [4, 7])
+def test_an_interruption_anywhere_leaves_a_whole_tree(monkeypatch, step, when):
+    """Ctrl-C before or in the middle of a split: the certificate still holds."""
     from wdmoe_opt.solvers.exact import BranchTree
 
-    split, calls = BranchTree._split, []
+    problem = wo.Problem(synthetic(48, seed=3), min_retention=0.95)
+    original, calls = getattr(BranchTree, step), []
 
-    def interrupted(tree, branch):
-        calls.append(branch)
-        if len(calls) == 5:
+    def interrupted(tree, *arguments):
+        calls.append(step)
+        if len(calls) == when:
             raise KeyboardInterrupt
-        split(tree, branch)
+        return original(tree, *arguments)
 
-    monkeypatch.setattr(BranchTree, "_split", interrupted)
+    monkeypatch.setattr(BranchTree, step, interrupted)
     stopped = wo.solve(problem, "exact", rel_gap=1e-9)
     assert stopped.termination.limit == "interrupt"
     assert stopped.bound_kind == "certified"
+    assert stopped.certificate.form == "tree"
     assert wo.certify(problem, stopped)
 
 

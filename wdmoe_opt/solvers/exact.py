@@ -48,8 +48,8 @@ def exact(problem: Problem, control: Control, max_branches: int = 1_000_000) -> 
     ----------
     problem : Problem
     control : Control
-        ``rel_gap`` is reached on every block, and so in total. After Ctrl-C the best selection and bound
-        so far are returned.
+        ``rel_gap`` is reached on every block, and so in total. After Ctrl-C while it branches the best
+        selection and bound so far are returned.
     max_branches : int
         Of every tree.
 
@@ -172,8 +172,7 @@ class BranchTree:
 
     def _plant(self) -> None:
         relaxation, t = self.relaxation, self.problem.tables
-        best = relaxation.best
-        assert best is not None
+        best = relaxation.best or relaxation.prove(relaxation.multipliers(self.keep))
         free = [
             Restriction(
                 np.zeros(relaxation.ids.shape[1:], dtype=np.int8),
@@ -223,13 +222,12 @@ class BranchTree:
         split = self._choose(branch)
         if split is None:
             return
-        del self.leaves[branch.number]
         halves = []
         for side in (0, 1):
             parts = list(branch.parts)
             parts[split[1][0] - self._first] = _half(parts[split[1][0] - self._first], split, side)
             half = Branch(
-                len(self.branches),
+                len(self.branches) + side,
                 branch.number,
                 (*split, side),
                 parts,
@@ -237,13 +235,14 @@ class BranchTree:
                 branch.proof,
                 branch.bound,
             )
-            self.branches.append(half)
-            self.leaves[half.number] = half
-            halves.append(half)
-        for half in halves:
-            inherited = half.proof
             self._ascend(half, BRANCH_STEPS)
-            self._verify(half, inherited)
+            self._verify(half, branch.proof)
+            halves.append(half)
+        # Only whole, checked splits enter the tree: an interruption before leaves it as it was.
+        self.branches += halves
+        self.leaves.update((half.number, half) for half in halves)
+        del self.leaves[branch.number]
+        for half in halves:
             self._push(half)
         if len(self.branches) % (2 * POLISH_EVERY) < 2:
             self._polish()
