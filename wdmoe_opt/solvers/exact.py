@@ -22,6 +22,7 @@ from wdmoe_opt.certificates.branches import leaf_bound, one_block
 from wdmoe_opt.certificates.certificate import Certificate
 from wdmoe_opt.certificates.facts import facts_of
 from wdmoe_opt.certificates.tree import EXPERT, LOAD, PAIR, ROOT, Tree
+from wdmoe_opt.certificates.weaken import CUTS
 from wdmoe_opt.floors import repair_floors
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
 from wdmoe_opt.registry import Control, Point, Termination
@@ -35,8 +36,6 @@ from wdmoe_opt.validation import RealArray, whole
 ROOT_STEPS, BRANCH_STEPS = 150, 20
 #: How far from 0 and 1 the mean of a decision must be to be branched on.
 DOUBT = 0.02
-#: By how much, relatively, a deadline is claimed earlier where the check is wider than the bound here.
-CUTS = (1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5)
 #: Branches between two local searches from the best candidate of a branch.
 POLISH_EVERY = 50
 
