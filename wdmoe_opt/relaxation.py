@@ -48,6 +48,8 @@ JOINT_STEPS, JOINT_PATIENCE = 12, 3
 IDLE_SHARE = 0.01
 #: Multiplier that ascent starts from on devices that wait.
 TRACE_MULTIPLIER = 1e-3
+#: How close to a limit bandwidth is at it.
+AT_LIMIT = 1e-6
 #: Smoothing of the slowest device where bandwidth is fixed.
 SHARPNESS = 20.0
 
@@ -186,7 +188,7 @@ class Restriction:
     largest: RealArray
 
 
-class _TokenPart(NamedTuple):
+class TokenPart(NamedTuple):
     """What the tokens of a block pay, their surpluses, the experts' values, and the experts by device."""
 
     paid: float
@@ -223,9 +225,7 @@ class Relaxation:
         t = problem.tables
         self.problem, self.rows = problem, rows
         self.free = problem.allocation != "fixed"
-        allowed = problem.allowed_ids[rows]
-        self.ids = _frozen(allowed if self.free else np.where(usable(problem)[rows], allowed, np.int32(-1)))
-        self.share = problem.shares[rows]
+        self.ids, self.share = self._routing()
         self.blocks, self.tokens, self.columns = self.ids.shape
         self.devices, self.experts = t.low.size, t.expert_device.size
         c_down, c_up = t.c_down[rows], t.c_up[rows]
@@ -255,6 +255,13 @@ class Relaxation:
         self.awake = np.zeros((self.blocks, self.experts))
 
     # ------------------------------------------------------------------ facts
+
+    def _routing(self) -> tuple[NDArray[np.int32], RealArray]:
+        """Candidates that can be used, and their shares, two arrays (blocks, tokens, m)."""
+        problem, rows = self.problem, self.rows
+        allowed = problem.allowed_ids[rows]
+        ids = allowed if self.free else np.where(usable(problem)[rows], allowed, np.int32(-1))
+        return _frozen(ids), problem.shares[rows]
 
     @cached_property
     def alike(self) -> bool:
@@ -566,7 +573,7 @@ class Relaxation:
             alone = self._alone(quote, tokens)
         return self._together(quote, tokens, alone) if together else alone
 
-    def _tokens(self, i: int, quote: Quote) -> _TokenPart:
+    def _tokens(self, i: int, quote: Quote) -> TokenPart:
         """What the tokens of block ``i`` pay, and what every expert is worth to them."""
         t = self.problem.tables
         hosts, price = t.expert_device, float(quote.retention[i])
@@ -579,9 +586,9 @@ class Relaxation:
         )  # fmt: skip
         paid += price * float(self.needed[i]) * (1 - FEASIBILITY_TOLERANCE)
         order = order_members(hosts, t.activation, value, self.choosable[i], self.devices)
-        return _TokenPart(paid, surplus, value, order)
+        return TokenPart(paid, surplus, value, order)
 
-    def _stack(self, quote: Quote, tokens: list[_TokenPart], nu: RealArray, points: RealArray) -> Proof:
+    def _stack(self, quote: Quote, tokens: list[TokenPart], nu: RealArray, points: RealArray) -> Proof:
         """A proof without a bound yet."""
         share = np.stack([part.surplus for part in tokens]) if self.wakes.any() else None
         return Proof(
@@ -590,7 +597,7 @@ class Relaxation:
             np.zeros(self.blocks), np.zeros(self.blocks), np.zeros((self.blocks, 1)), quote.horizon,
         )  # fmt: skip
 
-    def _alone(self, quote: Quote, tokens: list[_TokenPart]) -> Proof:
+    def _alone(self, quote: Quote, tokens: list[TokenPart]) -> Proof:
         """Deadlines that every block misses even if it has all the bandwidth."""
         t = self.problem.tables
         least, most = self.compute_range
@@ -607,7 +614,7 @@ class Relaxation:
         proof.bound = float(proof.deadline.sum())
         return proof
 
-    def _together(self, quote: Quote, tokens: list[_TokenPart], alone: Proof) -> Proof:
+    def _together(self, quote: Quote, tokens: list[TokenPart], alone: Proof) -> Proof:
         """Bound on the sum of latencies under shared bandwidth, from what is known of every block alone."""
         t = self.problem.tables
         least, most = self.compute_range
@@ -640,8 +647,14 @@ class Relaxation:
 
     def axis(self, quote: Quote, alone: RealArray) -> tuple[RealArray, RealArray]:
         """Offsets and grids of the shared form: the mean time that devices do not serve tokens, by price."""
-        t = self.problem.tables
         horizon = np.maximum(quote.horizon, alone)
+        weight = np.maximum(quote.second.sum(axis=1), 1e-300)
+        offset = np.minimum((quote.second * self.idle()).sum(axis=1) / weight, 0.9 * alone)
+        return offset, _grid(1.0 / (horizon - offset), 1.0 / (alone - offset) * (1 + 1e-9))
+
+    def idle(self) -> RealArray:
+        """About the seconds that devices do not serve tokens (blocks, devices)."""
+        t = self.problem.tables
         idle = np.tile(self.link.delay, (self.blocks, 1))
         for i in range(self.blocks):
             active = self.prices.on[i] * self.items.activation[i]
@@ -650,15 +663,13 @@ class Relaxation:
             likely = np.bincount(self.items.hosts, active, self.devices)
             # Where it is decided which experts are active, exactly their time.
             idle[i] += np.minimum(np.maximum(likely, self.limits[i].base), whole)
-        weight = np.maximum(quote.second.sum(axis=1), 1e-300)
-        offset = np.minimum((quote.second * idle).sum(axis=1) / weight, 0.9 * alone)
-        return offset, _grid(1.0 / (horizon - offset), 1.0 / (alone - offset) * (1 + 1e-9))
+        return idle
 
     def _bandwidth_prices(self, work: RealArray) -> RealArray:
         """What a hertz of every device is worth to every block, by its priced loads; sums made equal."""
         t = self.problem.tables
         bandwidth = np.exp(self.prices.log_bandwidth[0])
-        return hertz_prices(work, bandwidth, t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
+        return hertz_prices(work, bandwidth, t.bits_down, t.bits_up, self.link)
 
     # ------------------------------------------------------------------ ascent
 
@@ -811,15 +822,20 @@ class Relaxation:
         self._restore(present)
         return quote if quote.sound else None
 
+    def demands(self, keep: NDArray[np.bool_]) -> tuple[RealArray, RealArray]:
+        """Transfers and seconds of work of a selection of the group, two arrays (blocks, devices)."""
+        whole = np.zeros(self.problem.tables.ids.shape, dtype=np.bool_)
+        whole[self.rows] = keep
+        sent, busy = demands(self.problem, whole)
+        return sent[self.rows], busy[self.rows]
+
     def multipliers(self, keep: NDArray[np.bool_], least: float = TRACE_MULTIPLIER) -> Quote:
         """Prices at which the best bandwidth for a selection of the group is best; retention is free.
 
         ``least`` is the price of a second of devices that wait, from where ascent can raise it.
         """
         t = self.problem.tables
-        whole = np.zeros(t.ids.shape, dtype=np.bool_)
-        whole[self.rows] = keep
-        sent, busy = (array[self.rows] for array in demands(self.problem, whole))
+        sent, busy = self.demands(keep)
         times, latency = np.empty(sent.shape), np.empty(self.blocks)
         multipliers, bandwidth = np.zeros(sent.shape), np.ones(self.devices)
         link, nu = self.link_time, np.zeros(sent.shape)
@@ -832,7 +848,7 @@ class Relaxation:
             for i in range(self.blocks):
                 soft_multipliers(times[i], SLOWEST, multipliers[i])
         else:
-            nu = hertz_prices(multipliers * sent, bandwidth, *radio)
+            nu = hertz_prices(multipliers * sent, bandwidth, t.bits_down, t.bits_up, self.link)
             # A device without tokens needs a price all the same, or all would go there.
             bandwidth = np.maximum(bandwidth, IDLE_SHARE * t.total / self.devices)
             link = link_times(bandwidth[None, :], *radio)
@@ -859,10 +875,7 @@ class Relaxation:
 
     def latency(self, keep: NDArray[np.bool_]) -> RealArray:
         """Block latencies of a selection at its best bandwidth, s (blocks,)."""
-        whole = np.zeros(self.problem.tables.ids.shape, dtype=np.bool_)
-        whole[self.rows] = keep
-        sent, busy = demands(self.problem, whole)
-        sent, busy = sent[self.rows], busy[self.rows]
+        sent, busy = self.demands(keep)
         link = self.link_time
         if self.free:
             t = self.problem.tables
@@ -956,26 +969,25 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def hertz_prices(
-    work: RealArray,
-    bandwidth: RealArray,
-    bits_down: float,
-    c_down: RealArray,
-    bits_up: float,
-    c_up: RealArray,
+    work: RealArray, bandwidth: RealArray, bits_down: float, bits_up: float, link: Link
 ) -> RealArray:
     """What a hertz of each device is worth to each block, from priced transfers (blocks, devices).
 
-    The sums over blocks are made equal over devices, as they are at the best bandwidth.
+    The sums over blocks are made equal over devices that are not at a limit, as they are at the best
+    bandwidth.
     """
     nearby = bandwidth * 1.0001
-    now = link_times(bandwidth[None, :], bits_down, c_down, bits_up, c_up)
-    later = link_times(nearby[None, :], bits_down, c_down, bits_up, c_up)
+    now = link_times(bandwidth[None, :], bits_down, link.c_down, bits_up, link.c_up)
+    later = link_times(nearby[None, :], bits_down, link.c_down, bits_up, link.c_up)
     with np.errstate(invalid="ignore"):
         fall = np.where(np.isfinite(now), (now - later) / (nearby - bandwidth), 0.0)
     nu = work * fall
     total = nu.sum(axis=0)
-    mean = float(total @ bandwidth) / bandwidth.sum()
-    scaled: RealArray = nu * np.divide(mean, total, out=np.zeros_like(total), where=total > 0)
+    inside = (total > 0) & (bandwidth > link.low * (1 + AT_LIMIT)) & (bandwidth < link.high * (1 - AT_LIMIT))
+    if not inside.any():
+        return nu
+    mean = float(total[inside] @ bandwidth[inside]) / bandwidth[inside].sum()
+    scaled: RealArray = nu * np.divide(mean, total, out=np.ones_like(total), where=inside)
     return scaled
 
 

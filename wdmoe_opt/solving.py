@@ -185,7 +185,7 @@ AUTO_SECONDS_PER_PAIR = 2e-6
 def pick_method(problem: Problem, control: Control) -> tuple[str, str]:
     """Method that "auto" takes, and why, by what is asked, size and time limit."""
     if not problem.selectable:
-        return "topk", "only bandwidth is free"
+        return "certified", "only bandwidth is free"
     if problem.objective == "retention":
         milp = find_solver("milp")
         if milp.refusal(problem) or not milp.availability():

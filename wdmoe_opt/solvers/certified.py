@@ -61,6 +61,10 @@ def certified(problem: Problem, control: Control) -> Point:
     -----
     Source: problem-and-mathematics, facts 3 to 8.
     """
+    if not problem.selectable:
+        from wdmoe_opt.solvers.certified_loads import certified_loads
+
+        return certified_loads(problem, control)
     plain, conflict = start_selection(problem)
     if plain is None:
         return Point.nothing("infeasible", detail=conflict)

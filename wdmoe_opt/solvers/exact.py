@@ -29,6 +29,7 @@ from wdmoe_opt.registry import Control, Point, Termination
 from wdmoe_opt.relaxation import Proof, Quote, Relaxation, Restriction
 from wdmoe_opt.search import Search, groups, start_selection
 from wdmoe_opt.solvers.certified import Group, assemble
+from wdmoe_opt.solvers.certified_loads import certified_loads
 from wdmoe_opt.solvers.deadline import Deadline
 from wdmoe_opt.validation import RealArray, whole
 
@@ -62,6 +63,9 @@ def exact(problem: Problem, control: Control, max_branches: int = 1_000_000) -> 
     Source: problem-and-mathematics, facts 3 to 8.
     """
     whole("max_branches", max_branches, 1, 2**31 - 1, "must be at least 1")
+    if not problem.selectable:
+        # Convex: nothing to branch on.
+        return certified_loads(problem, control)
     plain, conflict = start_selection(problem)
     if plain is None:
         return Point.nothing("infeasible", detail=conflict)
