@@ -387,3 +387,16 @@ def test_first_use_loads_only_the_core() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_out_of_memory_is_an_answer(clean_registry: None) -> None:
+    """A model too large for its solver ends with no point, and says why; it does not end the program."""
+
+    def huge(problem: wo.Problem, control: Any) -> Any:
+        raise MemoryError("Unable to allocate 47.5 GiB")
+
+    wo.register_solver("huge", huge, summary="runs out of memory")
+    found = wo.solve(PROBLEM, "huge")
+    assert (found.termination.reason, found.termination.limit) == ("no-solution", "memory")
+    assert "47.5 GiB" in found.termination.detail
+    assert not found.feasible

@@ -64,8 +64,8 @@ def solve(
     -------
     Solution
         Priced by `evaluate`. Check ``feasible``: a method that does not know floors may break them,
-        and one that found no point at all (``termination.reason`` "infeasible" or "no-solution")
-        returns infinite latency.
+        and one that found no point at all (``termination.reason`` "infeasible" or "no-solution", also where
+        memory ran out) returns infinite latency.
 
     Raises
     ------
@@ -105,7 +105,10 @@ def _run(
     info: SolverInfo, problem: Problem, control: Control, options: dict[str, Any], started: float
 ) -> Solution:
     began = perf_counter()
-    point = info.run(problem, control, options)
+    try:
+        point = info.run(problem, control, options)
+    except MemoryError as error:
+        point = Point.nothing("no-solution", "memory", str(error) or "out of memory")
     found = perf_counter()
     if not isinstance(point, Point):
         raise WdmoeError(f"method {info.name!r} returned a {type(point).__name__}, not a Point")

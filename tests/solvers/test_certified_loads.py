@@ -1,4 +1,4 @@
-"""Known loads: the best bandwidth is proved to be the best, by a check that knows nothing of how it was found."""
+"""Known loads: the best bandwidth is proved to be the best, by a check of its own."""
 
 import numpy as np
 import pytest
