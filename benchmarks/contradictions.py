@@ -112,8 +112,8 @@ def summary(found: list[Meeting]) -> str:
     pairs = sum(len(one.values) * len(one.bounds) for one in found)
     wrong = [f"{one.instance}, {one.allocation}: {words}" for one in found for words in one.wrong]
     head = (
-        f"{len(found)} problems, {len(methods)} methods ({', '.join(methods)}): {values} feasible answers and "
-        f"{bounds} certified bounds, {pairs} comparisons, {len(wrong)} contradictions"
+        f"{len(found)} problems, {len(methods)} methods ({', '.join(methods)}): {values} feasible answers "
+        f"and {bounds} certified bounds, {pairs} comparisons, {len(wrong)} contradictions"
     )
     return "\n".join([head, *wrong])
 
