@@ -85,8 +85,9 @@ def inspect(problem: Problem, certificate: Certificate) -> Verdict:
     if certificate.form in ("ratio", "token-ratio"):
         from wdmoe_opt.certificates import ratios
 
-        verdict = ratios.ratio_verdict if certificate.form == "ratio" else ratios.token_ratio_verdict
-        return verdict(facts, certificate)
+        if certificate.form == "ratio":
+            return ratios.ratio_verdict(facts, certificate, shared=problem.allocation == "shared")
+        return ratios.token_ratio_verdict(facts, certificate)
     return flat_verdict(facts, certificate)
 
 
@@ -168,7 +169,7 @@ class Prices:
             wake = np.maximum(wake, _share_sums(facts, share))
         # Fixed bandwidth needs no price.
         nu = c.bandwidth if np.isfinite(facts.budget) else np.zeros(c.bandwidth.shape)
-        prices = TokenPrices(c.send, c.work, c.retention, share, c.weight)
+        prices = TokenPrices(c.send, c.work, c.retention, share, repaid=c.form == "ratio")
         tokens = token_bound(facts, prices)
         if facts.loads is not None:
             tokens = tokens + (wake * facts.awake).sum(axis=1) * (1 - (facts.experts + 4) * EPS)
