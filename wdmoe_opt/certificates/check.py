@@ -85,8 +85,9 @@ def inspect(problem: Problem, certificate: Certificate) -> Verdict:
     if certificate.form in ("ratio", "token-ratio"):
         from wdmoe_opt.certificates import ratios
 
+        shared = problem.allocation == "shared" and problem.instance.blocks > 1
         if certificate.form == "ratio":
-            return ratios.ratio_verdict(facts, certificate, shared=problem.allocation == "shared")
+            return ratios.ratio_verdict(facts, certificate, shared=shared)
         return ratios.token_ratio_verdict(facts, certificate)
     return flat_verdict(facts, certificate)
 

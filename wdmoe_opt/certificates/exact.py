@@ -53,8 +53,9 @@ def inspect_exactly(problem: Problem, certificate: Certificate) -> Verdict:
     if certificate.form in ("ratio", "token-ratio"):
         from wdmoe_opt.certificates import exact_ratios
 
+        shared = problem.allocation == "shared" and problem.instance.blocks > 1
         if certificate.form == "ratio":
-            return exact_ratios.ratio_verdict(blocks, certificate, shared=problem.allocation == "shared")
+            return exact_ratios.ratio_verdict(blocks, certificate, shared=shared)
         return exact_ratios.token_ratio_verdict(blocks, certificate)
     return flat_verdict(blocks, certificate)
 

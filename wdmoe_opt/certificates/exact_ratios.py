@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def ratio_verdict(blocks: Sequence[Block], c: Certificate, *, shared: bool) -> Verdict:
-    """Mean over blocks of the most kept weight over latency; ``shared``: all have one bandwidth."""
+    """Mean over blocks of the most kept weight over latency; ``shared``: several have one bandwidth."""
     assert c.grid is not None
     failures = []
     if c.floor is not None:
@@ -45,10 +45,12 @@ def ratio_verdict(blocks: Sequence[Block], c: Certificate, *, shared: bool) -> V
             failures.append(f"block {i}: the grid does not cover every possible latency")
             continue
         prices = Prices.of(block, c, i)
-        total = total + _most_ratio(block, prices, grid)
+        # Before the first value of a grid even all the weight gives no larger ratio.
+        late, most = most_weight(block) * grid[0], _most_ratio(block, prices, grid)
         spent = [a + b for a, b in zip(spent, prices.bandwidth, strict=True)]
         if not shared:
-            total = total + dearest_bandwidth(block, prices.bandwidth)
+            most = most + dearest_bandwidth(block, prices.bandwidth)
+        total = total + max(most, late)
     if failures:
         return Verdict(inf, tuple(failures))
     if shared:
@@ -61,7 +63,7 @@ def ratio_verdict(blocks: Sequence[Block], c: Certificate, *, shared: bool) -> V
 def _most_ratio(block: Block, prices: Prices, grid: Sequence[Fraction]) -> Number:
     """Most of ``worth - tokens x`` over all values of x = 1 / latency."""
     tokens = token_bound(block, prices)
-    most: Number = most_weight(block) * grid[0]
+    most: Number = -inf
     for left, right in list(pairwise(grid)) or [(grid[0], grid[0])]:
         latest: Number = inf if left == 0 else 1 / left
         sets = [fitting_sets(block, prices, k, min(latest, block.until)) for k in range(len(prices.send))]

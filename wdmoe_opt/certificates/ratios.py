@@ -23,7 +23,7 @@ def ratio_verdict(facts: Facts, c: Certificate, *, shared: bool) -> Verdict:
     Parameters
     ----------
     shared : bool
-        Whether all blocks have one bandwidth: then only the sum of their prices is paid for.
+        Whether several blocks have one bandwidth: then only the sum of their prices is paid for.
     """
     assert c.grid is not None
     failures: list[str] = []
@@ -40,14 +40,18 @@ def ratio_verdict(facts: Facts, c: Certificate, *, shared: bool) -> Verdict:
         return Verdict(np.inf, tuple(failures))
     prices = Prices.of(facts, c)
     most = _most_ratios(facts, c, prices)
+    # Before the first value of a grid even all the weight gives no larger ratio than this.
+    late = most_weight(facts) * c.grid[:, 0] * (1 + 4 * EPS)
     nu = prices.device.bandwidth
     if shared:
         total = nu.sum(axis=0) * (1 + (most.size + 2) * EPS)
         cost = dearest_bandwidth(total, facts.low[0], facts.high[0], facts.budget)
+        ratios = np.append(np.maximum(most, late), cost)
     else:
         cost = dearest_bandwidth(nu, facts.low, facts.high, facts.budget)
-    size = float(np.abs(most).sum() + cost.sum())
-    bound = float(most.sum() + cost.sum() + (2 * most.size + 8) * EPS * size) / most.size
+        ratios = np.maximum(most + cost + 4 * EPS * (np.abs(most) + cost), late)
+    size = float(np.abs(ratios).sum())
+    bound = float(ratios.sum() + (2 * ratios.size + 8) * EPS * size) / most.size
     if not np.isfinite(bound):
         return Verdict(np.inf, ("the prices prove nothing",))
     return Verdict(bound * (1 + 2 * EPS) if bound > 0 else bound)
@@ -62,8 +66,7 @@ def _most_ratios(facts: Facts, c: Certificate, prices: Prices) -> RealArray:
         latest = 1 / grid[:-1]
     terms = fitting_terms(facts, prices.sets, np.minimum(latest * (1 + 4 * EPS), facts.until))
     priced, lump = tolled(facts, prices.device, c.toll)
-    # Before the first value even all the weight gives no larger ratio.
-    most = most_weight(facts) * grid[0] * (1 + 4 * EPS)
+    most = np.full(prices.tokens.shape, -np.inf)
     known = np.where(np.isfinite(prices.tokens), np.abs(prices.tokens), 0.0)
     for x in (grid[:-1], grid[1:]):
         worth = device_bound(facts, priced, terms, np.ones(x.shape), x, limits=False, refine=True, lump=lump)

@@ -90,7 +90,7 @@ def ratio_step(
     second: np.ndarray,
     mu: float,
     nu: np.ndarray,
-    here: np.ndarray,
+    here: float,
     points: np.ndarray,
     toll: np.ndarray,
     surplus: np.ndarray,
@@ -108,7 +108,7 @@ def ratio_step(
         Least and largest 1 / latency.
     send, second, mu, nu : float arrays (devices,), float, float array (devices,)
         Prices of a transfer, of a second of compute, of retention, of bandwidth.
-    here : float array (1,), 1/s, updated
+    here : float, 1/s
         The x that tolls are for.
     points : float array (devices,), updated
         ln of bandwidths.
@@ -132,12 +132,12 @@ def ratio_step(
     lump = np.zeros(devices)
     if free:
         find_tolls(
-            i, here[0], 0.0, send, second, nu, link, members, ends, activation, value, least, most, limits,
+            i, here, 0.0, send, second, nu, link, members, ends, activation, value, least, most, limits,
             True, points, toll, lump,
         )  # fmt: skip
     else:
         _fixed_tolls(
-            i, here[0], send, second, link, link_time, members, ends, activation, value, least, most, limits,
+            i, here, send, second, link, link_time, members, ends, activation, value, least, most, limits,
             toll, lump,
         )  # fmt: skip
     ratio, slopes = np.zeros(2), np.zeros((2, devices + 1))
