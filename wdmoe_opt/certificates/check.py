@@ -138,8 +138,6 @@ def wrong_form(problem: Problem, certificate: Certificate) -> str:
     several = problem.instance.blocks > 1
     if form == "shared" and several and problem.allocation == "per-block":
         return "form 'shared' does not bound several blocks with allocation 'per-block'"
-    if form == "token-ratio" and problem.allocation != "fixed":
-        return "form 'token-ratio' needs allocation 'fixed'"
     return ""
 
 

@@ -1,5 +1,7 @@
 """Certified: prices of the relaxed problem by Newton, a rounded and traded selection, and the proof.
 
+For objective "latency"; those of the weight-to-latency ratio are in `certified_ratio`.
+
 The relaxation is almost integral (fact 4), its dual is smooth in all but a few tokens (fact 8), and every
 price proves a bound (fact 6). So a handful of Newton steps on the smoothed optimality conditions, at ever
 narrower smoothing, give a bound; what is clearly worth its price is kept, the rest by value until the
@@ -61,6 +63,10 @@ def certified(problem: Problem, control: Control) -> Point:
     -----
     Source: problem-and-mathematics, facts 3 to 8.
     """
+    if problem.objective != "latency":
+        from wdmoe_opt.solvers.certified_ratio import certified_ratio
+
+        return certified_ratio(problem, control)
     plain, conflict = start_selection(problem)
     if plain is None:
         return Point.nothing("infeasible", detail=conflict)

@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_opt.certificates.certificate import Certificate
-from wdmoe_opt.certificates.check import recompute
 from wdmoe_opt.floors import richest_keep, token_retention
 from wdmoe_opt.kernels.ascent import MOVE
 from wdmoe_opt.kernels.ratio_step import ratio_step
 from wdmoe_opt.metrics import Evaluation, price
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
-from wdmoe_opt.registry import Control, Point, Termination
+from wdmoe_opt.registry import Control, Point
 from wdmoe_opt.relaxation import PROVE, Proof, Quote, Relaxation, dearest, join
 from wdmoe_opt.search import Search, groups
 from wdmoe_opt.solvers.alternating import alternating
 from wdmoe_opt.solvers.certified import POLISH_TOKENS, certified
+from wdmoe_opt.solvers.certified_token_ratio import certified_token_ratio, ratio_point
 from wdmoe_opt.solvers.deadline import Deadline
 from wdmoe_opt.validation import RealArray, freeze
 
@@ -41,10 +41,19 @@ FIRST_STEPS, STEPS = 30, 200
 PATIENCE, LAST_LENGTH = 8, 0.01
 #: Least price of retention where there is a floor, as a part of a mean token's gate weight.
 TRACE_PRICE = 0.02
-#: Ascent steps towards the least latency of every block.
-FLOOR_STEPS = 40
+#: Ascents towards the least latency of every block, and their steps.
+ASCENTS, FLOOR_STEPS = 2, 60
+#: Factors on first prices of retention and of bandwidth that are tried if those prove less than this part.
+CHEAPER, CLOSE = (1.0, 0.5, 0.2, 0.05, 0.0), 0.9
 #: Values of 1 / latency in a certificate.
 GRID = 16
+
+
+def certified_ratio(problem: Problem, control: Control) -> Point:
+    """`certified` for the readings of the weight-to-latency ratio that can be bounded."""
+    if problem.objective == "wlr-token":
+        return certified_token_ratio(problem, control)
+    return certified_block_ratio(problem, control)
 
 
 def certified_block_ratio(problem: Problem, control: Control) -> Point:
@@ -76,32 +85,6 @@ def certified_block_ratio(problem: Problem, control: Control) -> Point:
         for bound, (sum_, _) in found
     )
     return ratio_point(problem, control, deadline, (keep, bandwidth), priced.objective, certificate, trace)
-
-
-def ratio_point(
-    problem: Problem,
-    control: Control,
-    deadline: Deadline,
-    best: tuple[NDArray[np.bool_], RealArray | None],
-    value: float,
-    certificate: Certificate | None,
-    trace: tuple[dict[str, Any], ...] = (),
-) -> Point:
-    """A point with what its certificate proves; ``best`` is its selection and its bandwidth."""
-    late = "time" if deadline.left == 0.0 else ""
-    if certificate is None:
-        end = Termination("feasible-at-limit", late or "relaxation", "no latency could be ruled out")
-        return Point(*best, end, trace=trace)
-    bound = recompute(problem, certificate)
-    gap = (bound - value) / value
-    if gap <= control.rel_gap:
-        end = Termination("optimal", detail=f"certified within {gap:.2e}")
-    else:
-        words = "the time limit passed" if late else f"the relaxation leaves a gap of {gap:.2e}"
-        end = Termination("feasible-at-limit", late or "relaxation", words)
-    return Point(
-        *best, end, lower_bound=bound, bound_kind="claimed", trace=trace, certificate=certificate
-    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------- points
@@ -366,12 +349,25 @@ def least_latency(problem: Problem, i: int, fast: NDArray[np.bool_]) -> Proof:
     rows = slice(i, i + 1)
     single = Relaxation(problem, rows)
     target = single.latency(fast[rows])
-    # Without a floor no price of retention leads anywhere: prices as if what is kept were asked for.
+    # Prices as if what is kept were asked for; without such a floor retention must be cheaper.
     quotes = [newton_prices(Relaxation(problem, rows), fast), single.multipliers(fast[rows])]
-    starts = [quote for quote in quotes if quote.sound]
-    proofs = [single.prove(quote) for quote in starts]
-    proofs += [single.prove(single.ascend(quote, target, FLOOR_STEPS)) for quote in starts]
-    return max(proofs, key=lambda proof: proof.bound, default=single.nothing())
+    proofs = [single.nothing()]
+    for quote in quotes:
+        if not quote.sound:
+            continue
+        cheaper = [
+            replace(quote, retention=quote.retention * mu, bandwidth=quote.bandwidth * nu)
+            for mu in CHEAPER
+            for nu in CHEAPER
+        ]
+        start = quote
+        if single.prove(quote).bound < CLOSE * float(target[0]):
+            start = max(cheaper, key=lambda q: single.prove(q).bound)
+        for _ in range(ASCENTS):
+            proofs.append(single.prove(start))
+            start = single.ascend(start, target, FLOOR_STEPS)
+        proofs.append(single.prove(start))
+    return max(proofs, key=lambda proof: proof.bound)
 
 
 # ---------------------------------------------------------------------- certificates
