@@ -392,7 +392,7 @@ for _info in (
         "wdmoe_opt.solvers.certified:certified",
         honours_floors=True,
         bound="certified",
-        objectives=("latency", "wlr-token", "wlr-block"),
+        restriction="wdmoe_opt.solvers.certified:restriction",
     ),
     SolverInfo(
         "exact",

@@ -45,6 +45,16 @@ EXPLORED_TOKENS, EXPLORE_ROUNDS = 64, 10
 ASCENT = 80
 
 
+def restriction(problem: Problem) -> str:
+    """Why nothing can be certified of a problem, "" if it can."""
+    if problem.objective in ("latency", "wlr-token", "wlr-block"):
+        return ""
+    reason = (
+        "no bound is known that prices would prove" if problem.objective == "wlr-device" else "use 'milp'"
+    )
+    return f"it does not do objective {problem.objective!r}: {reason}"
+
+
 def certified(problem: Problem, control: Control) -> Point:
     """Find a selection with bandwidths, and prove how far from the best it can be.
 

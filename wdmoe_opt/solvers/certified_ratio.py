@@ -264,9 +264,7 @@ class RatioBound:
         self.late = ratios / self.whole
         return float(np.maximum(ratios, self.whole * state.first).sum()) + cost
 
-    def _descend(
-        self, state: State, steps: int, rel_gap: float, deadline: Deadline
-    ) -> tuple[float, State]:
+    def _descend(self, state: State, steps: int, rel_gap: float, deadline: Deadline) -> tuple[float, State]:
         """Steps towards the point's own ratios, shorter when they stop helping (Polyak's rule)."""
         state = state.copy()
         best, bound = state.copy(), np.inf
