@@ -392,6 +392,7 @@ for _info in (
         "wdmoe_opt.solvers.certified:certified",
         honours_floors=True,
         bound="certified",
+        objectives=("latency", *WLR),
         restriction="wdmoe_opt.solvers.certified:restriction",
     ),
     SolverInfo(

@@ -37,7 +37,7 @@ def test_no_tiny_optimum_lies_above_its_bound(objective, start):
     compared, loose = 0, []
     for seed in range(start, start + 12):
         problem = tiny_problem(seed).replace(objective=objective)
-        found = rechecked(problem, exact=seed % 6 == 1)
+        found = rechecked(problem, exact=seed == 1)
         if found is None or restriction(problem):
             continue
         best = wo.solve(problem, "enumerate")
@@ -109,7 +109,8 @@ def test_ratio_per_token_at_fixed_bandwidth_is_all_but_exact(name, floor):
         wo.load_instance(name), objective="wlr-token", min_retention=floor, allocation="fixed"
     )
     found = rechecked(problem)
-    assert found.gap <= (1e-3 if floor else 1e-8)
+    # What one token more or less is worth.
+    assert found.gap <= (0.25 / problem.instance.tokens if floor else 1e-8)
     if not floor:
         assert found.termination.reason == "optimal"
         assert (found.keep.sum(axis=2) == 1).all()
