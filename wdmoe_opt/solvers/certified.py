@@ -49,7 +49,8 @@ def restriction(problem: Problem) -> str:
     """Why nothing can be certified of a problem, "" if it can."""
     if problem.objective != "wlr-device":
         return ""
-    return "no bound is known for objective 'wlr-device' (certified are 'latency', 'wlr-token' and 'wlr-block')"
+    able = "'latency', 'wlr-token' and 'wlr-block'"
+    return f"no bound is known for objective 'wlr-device'; certified are {able}"
 
 
 def certified(problem: Problem, control: Control) -> Point:
