@@ -46,7 +46,8 @@ def ratio_verdict(blocks: Sequence[Block], c: Certificate, *, shared: bool) -> V
             continue
         prices = Prices.of(block, c, i)
         # Before the first value of a grid even all the weight gives no larger ratio.
-        late, most = most_weight(block) * grid[0], _most_ratio(block, prices, grid)
+        late: Number = most_weight(block) * grid[0] if grid[0] > 0 else -inf
+        most = _most_ratio(block, prices, grid)
         spent = [a + b for a, b in zip(spent, prices.bandwidth, strict=True)]
         if not shared:
             most = most + dearest_bandwidth(block, prices.bandwidth)

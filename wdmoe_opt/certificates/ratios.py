@@ -41,7 +41,8 @@ def ratio_verdict(facts: Facts, c: Certificate, *, shared: bool) -> Verdict:
     prices = Prices.of(facts, c)
     most = _most_ratios(facts, c, prices)
     # Before the first value of a grid even all the weight gives no larger ratio than this.
-    late = most_weight(facts) * c.grid[:, 0] * (1 + 4 * EPS)
+    first = c.grid[:, 0]
+    late = np.where(first > 0, most_weight(facts) * first * (1 + 4 * EPS), -np.inf)
     nu = prices.device.bandwidth
     if shared:
         total = nu.sum(axis=0) * (1 + (most.size + 2) * EPS)
