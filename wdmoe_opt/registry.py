@@ -393,7 +393,8 @@ for _info in (
         needs_tokens=False,
         honours_floors=True,
         bound="certified",
-        objectives=("latency",),
+        objectives=("latency", *WLR),
+        restriction="wdmoe_opt.solvers.certified:restriction",
     ),
     SolverInfo(
         "exact",

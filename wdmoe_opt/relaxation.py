@@ -537,7 +537,7 @@ class Relaxation:
         second = np.where(reached, self.prices.transfer / np.where(reached, link + self.mean_work, 1.0), 0.0)
         return np.where(reached, link, 0.0), second
 
-    def _quote(self) -> Quote:
+    def quote(self) -> Quote:
         """The present prices."""
         link, second = self._links()
         nu = self._bandwidth_prices(second * self.loads) if self.free else np.zeros(second.shape)
@@ -548,7 +548,7 @@ class Relaxation:
 
     def bound(self) -> float:
         """Bound that the present prices prove; kept with them if it is the best so far."""
-        quote = self._quote()
+        quote = self.quote()
         if not quote.sound:
             return 0.0
         return self._keep(self.prove(quote))
@@ -818,7 +818,7 @@ class Relaxation:
         """Prices at the end of the leading stages."""
         present = self._copy()
         self._restore(self.held)
-        quote = self._quote()
+        quote = self.quote()
         self._restore(present)
         return quote if quote.sound else None
 

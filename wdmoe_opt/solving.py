@@ -183,6 +183,8 @@ CONFIRMED = 1e-6
 #: What certified takes per token-candidate pair, in s, with margin
 #: (``python -m wdmoe_opt.benchmarks.certified``).
 AUTO_SECONDS_PER_PAIR = 2e-6
+#: The same for the readings of the weight-to-latency ratio.
+AUTO_RATIO_SECONDS_PER_PAIR = 2e-4
 
 
 def pick_method(problem: Problem, control: Control) -> tuple[str, str]:
@@ -195,11 +197,13 @@ def pick_method(problem: Problem, control: Control) -> tuple[str, str]:
             check_request(milp, problem, ())
         return "milp", "retention under a latency cap"
     pairs = problem.allowed.size
-    seconds = pairs * AUTO_SECONDS_PER_PAIR
+    seconds = pairs * (
+        AUTO_SECONDS_PER_PAIR if problem.objective == "latency" else AUTO_RATIO_SECONDS_PER_PAIR
+    )
     if control.time_limit is not None and seconds > control.time_limit:
         return "greedy", f"{pairs} token-expert pairs would take certified about {seconds:.2g} s"
-    if problem.objective != "latency":
-        return "alternating", f"objective {problem.objective!r}"
+    if find_solver("certified").refusal(problem):
+        return "alternating", f"objective {problem.objective!r} has no bound"
     return "certified", f"{pairs} token-expert pairs"
 
 

@@ -91,7 +91,7 @@ def test_token_part_is_the_least_over_options(seed: int) -> None:
     t = problem.tables
     facts = facts_of(problem)
     share = prices.get("share", np.zeros(t.ids.shape))
-    weight = np.full(t.ids.shape[0], 1e-4 * (seed % 2))
+    repaid = bool(seed % 2)
     got = token_bound(
         facts,
         TokenPrices(
@@ -99,7 +99,7 @@ def test_token_part_is_the_least_over_options(seed: int) -> None:
             prices["work"],
             prices["retention"],
             np.ascontiguousarray(share.transpose(2, 0, 1)[: facts.pair.shape[0]]),
-            weight,
+            repaid,
         ),
     )
     for i in range(t.ids.shape[0]):
@@ -111,7 +111,7 @@ def test_token_part_is_the_least_over_options(seed: int) -> None:
                 hosts = t.expert_device[experts]
                 visits = np.unique(hosts) if t.by_device else hosts
                 cost = prices["send"][i, visits].sum() + (prices["work"][i, hosts] * t.compute[experts]).sum()
-                cost += share[i, j, option].sum() - weight[i] * t.weights[i, j, option].sum()
+                cost += share[i, j, option].sum() - repaid * t.weights[i, j, option].sum()
                 cost -= prices["retention"][i] * problem.shares[i, j, option].sum()
                 least = min(least, cost)
             total += least

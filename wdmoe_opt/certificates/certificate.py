@@ -32,14 +32,12 @@ _AXES = {
     "offset": ("blocks",),
     "grid": ("blocks", "g"),
     "toll": ("blocks", "devices"),
-    "weight": ("blocks",),
-    "ratio": ("blocks",),
 }
 _PRICES = ("send", "work", "wake", "retention", "bandwidth", "points")
 _NEEDED: dict[str, tuple[str, ...]] = {
     "deadline": (*_PRICES, "deadline"),
     "shared": (*_PRICES, "offset", "grid"),
-    "ratio": (*_PRICES, "weight", "ratio", "grid"),
+    "ratio": (*_PRICES, "grid"),
     "token-ratio": ("retention",),
     "tree": ("tree",),
 }
@@ -49,6 +47,9 @@ _ANY_SIGN = ("send", "offset", "toll")
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Certificate:
     """Prices that prove a bound on an objective's best value; arrays are stacked over blocks, read-only.
+
+    Units are those of form "deadline"; in form "ratio" prices are in kept gate weight instead of seconds,
+    that of bandwidth per second of latency, and in form "token-ratio" retention has the price of a ratio.
 
     Parameters
     ----------
@@ -73,17 +74,13 @@ class Certificate:
     offset : float array (blocks,), s
         Form "shared": part of the latency that is taken off before inverting.
     grid : float array (blocks, g)
-        Form "shared": values of 1 / (latency - offset), 1/s, ascending from 0; form "ratio": latencies, s,
-        ascending. Short rows repeat their last value.
+        Form "shared": values of 1 / (latency - offset), 1/s, ascending from 0; form "ratio": values of
+        1 / latency, ascending. Short rows repeat their last value.
     toll : float array (blocks, devices), s per transfer, optional
-        Form "shared": price of the limits on a device's transfers, above 0 of the most it can get, below 0 of
-        the least; default zeros.
+        Forms "shared" and "ratio": price of the limits on a device's transfers, above 0 of the most it can
+        get, below 0 of the least; default zeros.
     floor : Certificate, optional
         Of form "deadline": what is known of each block alone.
-    weight : float array (blocks,), s
-        Form "ratio": price of kept gate weight, >= 0.
-    ratio : float array (blocks,), 1/s
-        Form "ratio": what no block's ratio exceeds.
     tree : Tree, optional
         Form "tree": splits, and a certificate for every leaf.
     bound : float
@@ -110,8 +107,6 @@ class Certificate:
     grid: RealArray | None = None
     toll: RealArray | None = None
     floor: Certificate | None = None
-    weight: RealArray | None = None
-    ratio: RealArray | None = None
     tree: Tree | None = None
     bound: float = -np.inf
     digest: str = ""

@@ -85,8 +85,10 @@ def inspect(problem: Problem, certificate: Certificate) -> Verdict:
     if certificate.form in ("ratio", "token-ratio"):
         from wdmoe_opt.certificates import ratios
 
-        verdict = ratios.ratio_verdict if certificate.form == "ratio" else ratios.token_ratio_verdict
-        return verdict(facts, certificate)
+        shared = problem.allocation == "shared" and problem.instance.blocks > 1
+        if certificate.form == "ratio":
+            return ratios.ratio_verdict(facts, certificate, shared=shared)
+        return ratios.token_ratio_verdict(facts, certificate)
     return flat_verdict(facts, certificate)
 
 
@@ -136,8 +138,6 @@ def wrong_form(problem: Problem, certificate: Certificate) -> str:
     several = problem.instance.blocks > 1
     if form == "shared" and several and problem.allocation == "per-block":
         return "form 'shared' does not bound several blocks with allocation 'per-block'"
-    if form == "token-ratio" and problem.allocation != "fixed":
-        return "form 'token-ratio' needs allocation 'fixed'"
     return ""
 
 
@@ -168,7 +168,7 @@ class Prices:
             wake = np.maximum(wake, _share_sums(facts, share))
         # Fixed bandwidth needs no price.
         nu = c.bandwidth if np.isfinite(facts.budget) else np.zeros(c.bandwidth.shape)
-        prices = TokenPrices(c.send, c.work, c.retention, share, c.weight)
+        prices = TokenPrices(c.send, c.work, c.retention, share, repaid=c.form == "ratio")
         tokens = token_bound(facts, prices)
         if facts.loads is not None:
             tokens = tokens + (wake * facts.awake).sum(axis=1) * (1 - (facts.experts + 4) * EPS)

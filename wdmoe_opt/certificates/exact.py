@@ -53,10 +53,10 @@ def inspect_exactly(problem: Problem, certificate: Certificate) -> Verdict:
     if certificate.form in ("ratio", "token-ratio"):
         from wdmoe_opt.certificates import exact_ratios
 
-        verdict = (
-            exact_ratios.ratio_verdict if certificate.form == "ratio" else exact_ratios.token_ratio_verdict
-        )
-        return verdict(blocks, certificate)
+        shared = problem.allocation == "shared" and problem.instance.blocks > 1
+        if certificate.form == "ratio":
+            return exact_ratios.ratio_verdict(blocks, certificate, shared=shared)
+        return exact_ratios.token_ratio_verdict(blocks, certificate)
     return flat_verdict(blocks, certificate)
 
 
@@ -274,7 +274,7 @@ class Prices:
     retention: Fraction
     bandwidth: list[Fraction]
     points: list[float]
-    weight: Fraction
+    weight: int
     toll: list[Fraction]
 
     @classmethod
@@ -303,7 +303,7 @@ class Prices:
             # Fixed bandwidth needs no price.
             bandwidth=row("bandwidth") if block.budget is not None else [Fraction(0)] * c.bandwidth.shape[1],
             points=c.points[i].tolist(),
-            weight=Fraction(0) if c.weight is None else Fraction(float(c.weight[i])),
+            weight=1 if c.form == "ratio" else 0,
             toll=[Fraction(0)] * c.bandwidth.shape[1] if c.toll is None else row("toll"),
         )
 

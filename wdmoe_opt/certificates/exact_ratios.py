@@ -27,47 +27,56 @@ if TYPE_CHECKING:
     from wdmoe_opt.certificates.exact import Block, Number
 
 
-def ratio_verdict(blocks: Sequence[Block], c: Certificate) -> Verdict:
-    """Mean over blocks of the claimed ratios, if no latency lets any block exceed its own."""
-    assert c.ratio is not None
+def ratio_verdict(blocks: Sequence[Block], c: Certificate, *, shared: bool) -> Verdict:
+    """Mean over blocks of the most kept weight over latency; ``shared``: several have one bandwidth."""
     assert c.grid is not None
-    ratios = [Fraction(x) for x in c.ratio.tolist()]
-    if not all(ratio > 0 for ratio in ratios):
-        return Verdict(inf, ("the certificate claims too much: every ratio must be greater than 0",))
     failures = []
     if c.floor is not None:
         failures = [f"floor: {text}" for text in deadline_failures(blocks, c.floor)]
-    for i, (block, ratio) in enumerate(zip(blocks, ratios, strict=True)):
+    total: Number = Fraction(0)
+    spent = [Fraction(0)] * len(blocks[0].low)
+    for i, block in enumerate(blocks):
         lowest = block.after
         if c.floor is not None:
             assert c.floor.deadline is not None
             lowest = max(lowest, Fraction(float(c.floor.deadline[i])))
-        grid = [Fraction(t) for t in c.grid[i].tolist()]
-        if grid[0] > lowest or grid[-1] * ratio < most_weight(block):
+        grid = [Fraction(x) for x in c.grid[i].tolist()]
+        if grid[-1] * lowest < 1:
             failures.append(f"block {i}: the grid does not cover every possible latency")
-        margin = _least_margin(block, Prices.of(block, c, i), ratio, grid)
-        if not margin > 0:
-            text = (
-                f"a ratio above {float(ratio):.9g} /s is not proved out of reach (margin {float(margin):.3g})"
-            )
-            failures.append(f"block {i}: {text}")
+            continue
+        prices = Prices.of(block, c, i)
+        # Before the first value of a grid even all the weight gives no larger ratio.
+        late: Number = most_weight(block) * grid[0] if grid[0] > 0 else -inf
+        most = _most_ratio(block, prices, grid)
+        spent = [a + b for a, b in zip(spent, prices.bandwidth, strict=True)]
+        if not shared:
+            most = most + dearest_bandwidth(block, prices.bandwidth)
+        total = total + max(most, late)
     if failures:
         return Verdict(inf, tuple(failures))
-    return Verdict(to_float(sum(ratios, Fraction(0)) / len(ratios), up=True))
+    if shared:
+        total = total + dearest_bandwidth(blocks[0], spent)
+    if isinstance(total, float):
+        return Verdict(inf, ("the prices prove nothing",))
+    return Verdict(to_float(total / len(blocks), up=True))
 
 
-def _least_margin(block: Block, prices: Prices, ratio: Fraction, grid: Sequence[Fraction]) -> Number:
+def _most_ratio(block: Block, prices: Prices, grid: Sequence[Fraction]) -> Number:
+    """Most of ``worth - tokens x`` over all values of x = 1 / latency."""
     tokens = token_bound(block, prices)
-    budget = dearest_bandwidth(block, prices.bandwidth)
-    least: Number = inf
+    most: Number = -inf
     for left, right in list(pairwise(grid)) or [(grid[0], grid[0])]:
-        for t in (left, right):
+        latest: Number = inf if left == 0 else 1 / left
+        sets = [fitting_sets(block, prices, k, min(latest, block.until)) for k in range(len(prices.send))]
+        for x in (left, right):
             worth: Number = Fraction(0)
-            for k in range(len(prices.send)):
-                sets = fitting_sets(block, prices, k, right)
-                worth = worth + device_bound(block, prices, k, sets, t, Fraction(1), limits=False)
-            least = min(least, tokens + prices.weight * ratio * t - worth - budget) if worth != inf else -inf
-    return least
+            for k, mine in enumerate(sets):
+                ends = (block, prices, k, mine, Fraction(1), x)
+                worth = worth + device_bound(*ends, limits=False, toll=prices.toll[k])
+            if inf in (worth, tokens):
+                return inf
+            most = max(most, worth - tokens * x)
+    return most
 
 
 def most_weight(block: Block) -> Fraction:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wdmoe_opt.certificates.check import Prices, Verdict, deadline_failures, dearest_bandwidth
-from wdmoe_opt.certificates.devices import device_bound, fitting_terms, link
+from wdmoe_opt.certificates.devices import device_bound, fitting_terms, link, tolled
 from wdmoe_opt.certificates.facts import EPS
 from wdmoe_opt.certificates.tokens import CHUNK, ENUMERATED, subsets_of
 
@@ -17,56 +17,66 @@ if TYPE_CHECKING:
     from wdmoe_opt.validation import RealArray
 
 
-def ratio_verdict(facts: Facts, c: Certificate) -> Verdict:
-    """Mean over blocks of the claimed ratios, if no latency lets any block exceed its own."""
-    assert c.ratio is not None
-    assert c.weight is not None
+def ratio_verdict(facts: Facts, c: Certificate, *, shared: bool) -> Verdict:
+    """Mean over blocks of the most kept weight over latency.
+
+    Parameters
+    ----------
+    shared : bool
+        Whether several blocks have one bandwidth: then only the sum of their prices is paid for.
+    """
     assert c.grid is not None
-    if not (c.ratio > 0).all():
-        return Verdict(np.inf, ("the certificate claims too much: every ratio must be greater than 0",))
     failures: list[str] = []
     lowest = facts.after
     if c.floor is not None:
         failures += [f"floor: {text}" for text in deadline_failures(facts, c.floor)]
         assert c.floor.deadline is not None
         lowest = np.maximum(lowest, c.floor.deadline)
-    # Beyond this latency even all the weight gives a smaller ratio.
-    highest = most_weight(facts) / c.ratio * (1 + 4 * EPS)
-    covered = (c.grid[:, 0] <= lowest) & (c.grid[:, -1] >= highest)
+    covered = c.grid[:, -1] * lowest * (1 - 4 * EPS) >= 1
     failures += [
         f"block {i}: the grid does not cover every possible latency" for i in np.flatnonzero(~covered)
     ]
-    margin = _least_margins(facts, c)
-    failures += [
-        f"block {i}: a ratio above {c.ratio[i]:.9g} /s is not proved out of reach (margin {margin[i]:.3g})"
-        for i in np.flatnonzero(~(margin > 0))
-    ]
     if failures:
         return Verdict(np.inf, tuple(failures))
-    return Verdict(mean_up(c.ratio))
-
-
-def _least_margins(facts: Facts, c: Certificate) -> RealArray:
-    """Least of ``tokens + weight ratio T - worth - bandwidth`` over all ends of pieces, (blocks,)."""
-    assert c.ratio is not None
-    assert c.weight is not None
-    assert c.grid is not None
     prices = Prices.of(facts, c)
+    most = _most_ratios(facts, c, prices)
+    # Before the first value of a grid even all the weight gives no larger ratio than this.
+    first = c.grid[:, 0]
+    late = np.where(first > 0, most_weight(facts) * first * (1 + 4 * EPS), -np.inf)
+    nu = prices.device.bandwidth
+    if shared:
+        total = nu.sum(axis=0) * (1 + (most.size + 2) * EPS)
+        cost = dearest_bandwidth(total, facts.low[0], facts.high[0], facts.budget)
+        ratios = np.append(np.maximum(most, late), cost)
+    else:
+        cost = dearest_bandwidth(nu, facts.low, facts.high, facts.budget)
+        ratios = np.maximum(most + cost + 4 * EPS * (np.abs(most) + cost), late)
+    size = float(np.abs(ratios).sum())
+    bound = float(ratios.sum() + (2 * ratios.size + 8) * EPS * size) / most.size
+    if not np.isfinite(bound):
+        return Verdict(np.inf, ("the prices prove nothing",))
+    return Verdict(bound * (1 + 2 * EPS) if bound > 0 else bound)
+
+
+def _most_ratios(facts: Facts, c: Certificate, prices: Prices) -> RealArray:
+    """Most of ``worth - tokens x`` over all values of x = 1 / latency, rounded up, (blocks,)."""
+    assert c.grid is not None
     grid = c.grid.T if c.grid.shape[1] > 1 else np.repeat(c.grid.T, 2, axis=0)
-    budget = dearest_bandwidth(prices.device.bandwidth, facts.low, facts.high, facts.budget)
-    # Sets are those that fit the end of a piece; so the worth is convex over the piece.
-    terms = fitting_terms(facts, prices.sets, grid[1:])
-    least = np.full(budget.shape, np.inf)
-    for t in (grid[:-1], grid[1:]):
-        worth = device_bound(facts, prices.device, terms, t, np.ones(t.shape), limits=False, refine=True)
-        size = np.where(np.isfinite(worth), np.abs(worth), 0.0).sum(axis=-1)
-        known = np.where(np.isfinite(prices.tokens), np.abs(prices.tokens), 0.0)
-        earned = c.weight * c.ratio * t
-        rounding = (worth.shape[-1] + 12) * EPS * (size + known + earned + budget)
+    # Sets are those that fit the latest latency of a piece; so the worth is convex over the piece.
+    with np.errstate(divide="ignore"):
+        latest = 1 / grid[:-1]
+    terms = fitting_terms(facts, prices.sets, np.minimum(latest * (1 + 4 * EPS), facts.until))
+    priced, lump = tolled(facts, prices.device, c.toll)
+    most = np.full(prices.tokens.shape, -np.inf)
+    known = np.where(np.isfinite(prices.tokens), np.abs(prices.tokens), 0.0)
+    for x in (grid[:-1], grid[1:]):
+        worth = device_bound(facts, priced, terms, np.ones(x.shape), x, limits=False, refine=True, lump=lump)
+        size = np.where(np.isfinite(worth), np.abs(worth), 0.0).sum(axis=-1) + known * x
         with np.errstate(invalid="ignore"):
-            margin = prices.tokens + earned - worth.sum(axis=-1) - budget - rounding
-        least = np.minimum(least, np.where(np.isnan(margin), -np.inf, margin).min(axis=0))
-    return least
+            ratio = worth.sum(axis=-1) - prices.tokens * x + (worth.shape[-1] + 12) * EPS * size
+        unknown = np.isnan(ratio) | ~np.isfinite(prices.tokens)
+        most = np.maximum(most, np.where(unknown, np.inf, ratio).max(axis=0))
+    return most
 
 
 def most_weight(facts: Facts) -> RealArray:

@@ -26,16 +26,17 @@ class TokenPrices:
     Attributes
     ----------
     send, work : float array (blocks, devices)
-    retention, weight : float array (blocks,)
-        ``weight`` is paid back per unit of kept gate weight.
+    retention : float array (blocks,)
     share : float array (m, blocks, tokens) or None
+    repaid : bool
+        Whether kept gate weight is paid back.
     """
 
     send: RealArray
     work: RealArray
     retention: RealArray
     share: RealArray | None = None
-    weight: RealArray | None = None
+    repaid: bool = False
 
 
 def token_bound(facts: Facts, prices: TokenPrices) -> RealArray:
@@ -53,10 +54,9 @@ def token_bound(facts: Facts, prices: TokenPrices) -> RealArray:
     gained = prices.retention[:, None] * facts.share
     cost -= gained
     total += gained.sum(axis=(0, 2))
-    if prices.weight is not None:
-        paid = prices.weight[:, None] * facts.weight
-        cost -= paid
-        total += paid.sum(axis=(0, 2))
+    if prices.repaid:
+        cost -= facts.weight
+        total += facts.weight.sum(axis=(0, 2))
     if prices.share is not None:
         cost += prices.share
         total += prices.share.sum(axis=(0, 2))

@@ -30,7 +30,7 @@ def weakened(problem: Problem, certificate: Certificate) -> Certificate:
     ----------
     problem : Problem
     certificate : Certificate
-        Of form "deadline", or "shared" with a floor; any other comes back as it is.
+        Of form "deadline", or "shared" or "ratio" with a floor; any other comes back as it is.
 
     Returns
     -------
@@ -40,16 +40,16 @@ def weakened(problem: Problem, certificate: Certificate) -> Certificate:
     facts = facts_of(problem)
     if certificate.form == "deadline":
         return _earlier(facts, certificate)
-    if certificate.form != "shared" or certificate.floor is None:
+    if certificate.form not in ("shared", "ratio") or certificate.floor is None:
         return certificate
     floor = _earlier(facts, certificate.floor)
     assert floor.deadline is not None
-    assert certificate.offset is not None
     assert certificate.grid is not None
-    if not (floor.deadline > certificate.offset).all():
+    offset = np.zeros(floor.deadline.shape) if certificate.offset is None else certificate.offset
+    if not (floor.deadline > offset).all():
         return certificate
     # The grid must reach as far as the weaker floor leaves possible.
-    last = np.maximum(1 / (floor.deadline - certificate.offset) * (1 + 1e-9), certificate.grid[:, -1])
+    last = np.maximum(1 / (floor.deadline - offset) * (1 + 1e-9), certificate.grid[:, -1])
     grid = np.hstack([certificate.grid, last[:, None]])
     return replace(certificate, floor=floor, grid=grid)
 

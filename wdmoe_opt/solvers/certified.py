@@ -1,5 +1,7 @@
 """Certified: prices of the relaxed problem by Newton, a rounded and traded selection, and the proof.
 
+For objective "latency"; those of the weight-to-latency ratio are in `certified_ratio`.
+
 The relaxation is almost integral (fact 4), its dual is smooth in all but a few tokens (fact 8), and every
 price proves a bound (fact 6). So a handful of Newton steps on the smoothed optimality conditions, at ever
 narrower smoothing, give a bound; what is clearly worth its price is kept, the rest by value until the
@@ -43,6 +45,14 @@ EXPLORED_TOKENS, EXPLORE_ROUNDS = 64, 10
 ASCENT = 80
 
 
+def restriction(problem: Problem) -> str:
+    """Why nothing can be certified of a problem, "" if it can."""
+    if problem.objective != "wlr-device":
+        return ""
+    able = "'latency', 'wlr-token' and 'wlr-block'"
+    return f"no bound is known for objective 'wlr-device'; certified are {able}"
+
+
 def certified(problem: Problem, control: Control) -> Point:
     """Find a selection with bandwidths, and prove how far from the best it can be.
 
@@ -65,6 +75,10 @@ def certified(problem: Problem, control: Control) -> Point:
         from wdmoe_opt.solvers.certified_loads import certified_loads
 
         return certified_loads(problem, control)
+    if problem.objective != "latency":
+        from wdmoe_opt.solvers.certified_ratio import certified_ratio
+
+        return certified_ratio(problem, control)
     plain, conflict = start_selection(problem)
     if plain is None:
         return Point.nothing("infeasible", detail=conflict)
