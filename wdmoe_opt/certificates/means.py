@@ -66,7 +66,7 @@ def _devices_worth(facts: Facts, prices: Prices) -> tuple[RealArray, RealArray]:
 
 
 def _worth_at(facts: Facts, prices: Prices, n: RealArray) -> tuple[RealArray, RealArray]:
-    """Upper bound on what ``n`` transfers (blocks, devices) are worth, by the best bandwidth; and its size."""
+    """Upper bound on what ``n`` transfers are worth at the best bandwidth; and its size."""
     device = prices.device
     busy = device.work * n
     low = facts.low
