@@ -20,6 +20,8 @@ from wdmoe_opt.validation import RealArray
 MOST_PAIRS = 6000
 #: Part of the latency that must be missing for a load or an expert to be split on.
 MISSING = 1e-7
+#: What a second missed on a device counts beyond its multiplier: one that waits now may not below.
+UNWEIGHTED = 0.1
 #: Part of the allowed gap that the linear programs leave to the check.
 SPARED = 0.5
 #: Least distance of a load from the cut to either side, relative to the room there.
@@ -70,7 +72,8 @@ class MeanTree(BranchTree):
     def _missed_load(self, answer: Answer) -> tuple[float, Choice | None]:
         """The device whose transfers the relaxation misses most of."""
         fewest, largest = answer.fewest, answer.largest
-        score = np.where(fewest < largest, answer.missing, -1.0)
+        missing = answer.missing * (answer.proof.work + UNWEIGHTED)
+        score = np.where(fewest < largest, missing, -1.0)
         i, k = np.unravel_index(int(score.argmax()), score.shape)
         if score[i, k] < 0:
             return -1.0, None
@@ -83,7 +86,8 @@ class MeanTree(BranchTree):
         free = relaxation.choosable & (t.activation > 0)
         if not free.any():
             return -1.0, None
-        score = np.where(free, np.minimum(answer.awake, 1 - answer.awake) * t.activation, -1.0)
+        cost = (answer.proof.work[:, t.expert_device] + UNWEIGHTED) * t.activation
+        score = np.where(free, np.minimum(answer.awake, 1 - answer.awake) * cost, -1.0)
         i, e = np.unravel_index(int(score.argmax()), score.shape)
         return float(score[i, e]), (EXPERT, (self._first + int(i), int(e), -1), 0.0)
 
