@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE
 from wdmoe_opt.relaxation import Proof, Relaxation
+from wdmoe_opt.solvers.deadline import Deadline
 from wdmoe_opt.validation import IntArray, RealArray
 
 #: Bandwidths of the first tangents, as parts of the total.
@@ -30,6 +31,9 @@ ERROR, APART = 1e-9, 1e-7
 PRESENT, LEAST = 1e-6, 1e-7
 #: Costs of a transfer (or of a token's retention) that is missing or too many, in units of the goal.
 PENALTIES = (10.0, 1e3, 1e6)
+LAST_PENALTY = len(PENALTIES) - 1
+#: Time that a program gets at least, s.
+LEAST_SECONDS = 0.1
 #: Penalised amounts that count as none.
 NONE = 1e-9
 #: How far weights stay below a sum of 1.
@@ -240,21 +244,28 @@ class MeanRelaxation:
 
     # ------------------------------------------------------------------ one solution
 
-    def solve(self, relaxation: Relaxation, tangents: Tangents, goal: float) -> Answer | None:
+    def solve(
+        self, relaxation: Relaxation, tangents: Tangents, goal: float, deadline: Deadline
+    ) -> Answer | None:
         """Solve under the restrictions of ``relaxation``, to the goal (s) or as far as tangents lead.
 
-        None where the program itself has no solution.
+        None where the program itself has no solution, or none in time.
         """
         program = _Program(self, relaxation)
         target, before = goal / self.unit, -np.inf
         penalty = 0
         for _ in range(ROUNDS):
-            found = program.optimum(tangents, PENALTIES[penalty])
+            found = program.optimum(tangents, PENALTIES[penalty], deadline)
+            while (
+                found is not None
+                and program.penalised(found)
+                and found.fun < target
+                and penalty < LAST_PENALTY
+            ):
+                penalty += 1
+                found = program.optimum(tangents, PENALTIES[penalty], deadline)
             if found is None:
                 return None
-            while program.penalised(found) and found.fun < target and penalty < len(PENALTIES) - 1:
-                penalty += 1
-                found = program.optimum(tangents, PENALTIES[penalty])
             new = program.wanted(found, tangents)
             late = found.fun - before < PROGRESS * (target - found.fun)
             if found.fun >= target or new.point.size == 0 or late:
@@ -342,7 +353,7 @@ class _Program:
             (at, of["under"], 1.0), (at, of["over"], -1.0),
         )  # fmt: skip
 
-    def optimum(self, tangents: Tangents, penalty: float) -> Any:
+    def optimum(self, tangents: Tangents, penalty: float, deadline: Deadline) -> Any:
         """Solution with these tangents, by HiGHS; None where there is none."""
         from scipy.optimize import linprog
 
@@ -366,7 +377,10 @@ class _Program:
             cost[of[name]] = penalty
         upper, right = rows.matrix(whole.size)
         equal, exactly = self.loads.matrix(whole.size)
-        found = linprog(cost, upper, right, equal, exactly, self.bounds, method="highs-ds", options=_OPTIONS)
+        options = dict(_OPTIONS)
+        if np.isfinite(deadline.left):
+            options["time_limit"] = max(deadline.left, LEAST_SECONDS)
+        found = linprog(cost, upper, right, equal, exactly, self.bounds, method="highs-ds", options=options)
         return found if found.status == 0 else None
 
     def penalised(self, found: Any) -> bool:

@@ -223,7 +223,7 @@ def test_an_interruption_leaves_a_whole_tree_of_shared_bandwidth(monkeypatch, st
     assert wo.certify(problem, stopped)
 
 
-@pytest.mark.parametrize("seed, when", [(3, 1), (3, 2), (55, 1), (56, 1)])
+@pytest.mark.parametrize(("seed", "when"), [(3, 1), (3, 2), (55, 1), (56, 1)])
 @pytest.mark.parametrize("stage", ["lead", "settle", "_polish", "_ascend", "run"])
 def test_an_interruption_before_any_branch_keeps_what_there_is(monkeypatch, seed, stage, when):
     """Ctrl-C in a stage of any group: the plain selection at least, and no bound that does not hold."""

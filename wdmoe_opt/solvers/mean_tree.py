@@ -21,7 +21,7 @@ MOST_PAIRS = 6000
 #: Part of the latency that must be missing for a load or an expert to be split on.
 MISSING = 1e-7
 #: What a second missed on a device counts beyond its multiplier: one that waits now may not below.
-UNWEIGHTED = 0.1
+UNWEIGHTED = 0.02
 #: Part of the allowed gap that the linear programs leave to the check.
 SPARED = 0.5
 #: Least distance of a load from the cut to either side, relative to the room there.
@@ -50,7 +50,7 @@ class MeanTree(BranchTree):
         before: Answer | None = branch.notes
         tangents = self.means.first_tangents if before is None else before.tangents
         goal = self.value * (1.0 - SPARED * self.rel_gap)
-        answer = self.means.solve(relaxation, tangents, goal)
+        answer = self.means.solve(relaxation, tangents, goal, self.deadline)
         branch.notes = answer
         if answer is None:
             return
