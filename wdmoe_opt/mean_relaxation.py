@@ -157,10 +157,10 @@ class MeanRelaxation:
 
     @property
     def first_tangents(self) -> Tangents:
-        """Tangents to start from."""
-        count = self.at.size
-        block, device = np.divmod(np.repeat(self.at, FIRST.size), self.devices)
-        return Tangents(block, device, np.tile(FIRST, count))
+        """Tangents to start from, on devices that some token can be sent to."""
+        able = np.unique(self.block * self.devices + self.device)
+        block, device = np.divmod(np.repeat(able, FIRST.size), self.devices)
+        return Tangents(block, device, np.tile(FIRST, able.size))
 
     def _columns(self) -> None:
         """Number the variables."""
@@ -413,7 +413,7 @@ class _Program:
         dual = np.maximum(-found.ineqlin.marginals, 0.0)
         active = dual[self.most_rows] + dual[self.few_rows] > 0
         base = np.zeros(active.shape, dtype=np.bool_)
-        base[: whole.at.size * FIRST.size] = True
+        base[: whole.first_tangents.point.size] = True
         weight = dual[self.latency_rows].reshape(shape)
         weight *= (1 - WITHIN) / np.maximum(weight.sum(axis=1, keepdims=True), 1.0)
         load = self._load(x)
@@ -421,13 +421,15 @@ class _Program:
         mean[whole.block, whole.token, whole.column] = x[of["pair"]]
         awake[whole.woken] = x[of["awake"]]
         # What load and bandwidth would take, less what their relaxation does.
-        hertz = np.tile(np.maximum(x[of["hertz"]], LEAST), whole.blocks)
-        block, device = np.divmod(whole.at, whole.devices)
+        loaded = np.flatnonzero(self.few < self.most)
+        block, device = np.divmod(loaded, whole.devices)
+        hertz = np.maximum(x[of["hertz"][device]], LEAST)
         time, _ = whole.air(Tangents(block, device, hertz))
         relaxed = self.most * x[of["air_most"]] + self.few * x[of["air_few"]]
-        delay = whole.tables.link_delay[device] / whole.unit * ((load > NONE) - x[of["most"]])
-        missing = load * time - relaxed + np.where(self.few > 0, 0.0, delay)
-        missing = np.where(self.few < self.most, missing, 0.0)
+        delay = whole.tables.link_delay[device] / whole.unit
+        waits = ((load > NONE) - x[of["most"]])[loaded] * (self.few == 0)[loaded]
+        missing = np.zeros(load.shape)
+        missing[loaded] = load[loaded] * time - relaxed[loaded] + delay * waits
         return Answer(
             self._proof(found, weight, dual), tangents.take(active | base), mean,
             awake.reshape(whole.blocks, -1), load.reshape(shape), self.few.reshape(shape),

@@ -9,15 +9,17 @@ import pytest
 from makers import mean_certificate, near_prices, random_prices, random_problem
 from test_branches import inside, random_splits, shared_least
 from test_check import optimum
-from test_exact import inspect, inspect_exactly
 
-from wdmoe_opt import Problem
+import wdmoe_opt as wo
+from wdmoe_opt import Certificate, Problem
+from wdmoe_opt.benchmarks.agreement import tiny_problem
 from wdmoe_opt.certificates.branches import contradictions, restricted
-from wdmoe_opt.certificates.check import flat_verdict
-from wdmoe_opt.certificates.exact import Block
+from wdmoe_opt.certificates.check import flat_verdict, inspect
+from wdmoe_opt.certificates.exact import Block, inspect_exactly
 from wdmoe_opt.certificates.exact import flat_verdict as exact_flat
 from wdmoe_opt.certificates.exact_branches import restricted as exact_restricted
 from wdmoe_opt.certificates.facts import facts_of
+from wdmoe_opt.certificates.tree import LOAD
 
 
 def boundable(seed: int) -> Problem | None:
@@ -113,3 +115,53 @@ def test_the_form_is_not_for_several_blocks_with_bandwidth_of_their_own() -> Non
     c = mean_certificate(random_prices(problem, seed))
     apart = problem.replace(allocation="per-block")
     assert "'mean' does not bound" in inspect(apart, c).failures[0]
+
+
+@pytest.fixture(scope="module")
+def closed() -> wo.Solution:
+    """Two blocks that share bandwidth, activation and delays, closed by branches of this form."""
+    found = wo.solve(tiny_problem(304), "exact", rel_gap=1e-6)
+    forms = {leaf.form for leaf in found.certificate.tree.leaves.values() if leaf != "empty"}
+    assert forms == {"mean"}
+    assert wo.certify(found.problem, found)
+    return found
+
+
+@pytest.mark.parametrize("name", ["send", "wake", "share", "retention", "points"])
+def test_edited_leaves_prove_no_falsehood(closed: wo.Solution, name: str) -> None:
+    """Where the loads are decided these prices may cancel; the bound stays below the optimum."""
+    leaves = closed.certificate.tree.leaves
+    for factor in (0.5, 0.99, 1.01, 3.0):
+        scaled = {
+            node: leaf
+            if leaf == "empty" or getattr(leaf, name) is None
+            else replace(leaf, **{name: getattr(leaf, name) * factor})
+            for node, leaf in leaves.items()
+        }
+        edited = Certificate(form="tree", tree=replace(closed.certificate.tree, leaves=scaled))
+        assert inspect(closed.problem, edited).bound <= closed.latency * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("name", ["work", "bandwidth"])
+def test_edited_leaves_no_longer_prove_the_claim(closed: wo.Solution, name: str) -> None:
+    """Both checks notice, even if the digest is made anew."""
+    tree = closed.certificate.tree
+    factor = 0.99 if name == "work" else 1.01
+    leaves = {
+        node: leaf if leaf == "empty" else replace(leaf, **{name: getattr(leaf, name) * factor})
+        for node, leaf in tree.leaves.items()
+    }
+    edited = Certificate(form="tree", tree=replace(tree, leaves=leaves))
+    lying = replace(closed, certificate=edited.sealed(closed.problem, closed.lower_bound))
+    assert not wo.certify(closed.problem, lying)
+    assert not wo.certify(closed.problem, lying, exact=True)
+
+
+def test_leaves_do_not_prove_their_claim_under_other_limits(closed: wo.Solution) -> None:
+    tree = closed.certificate.tree
+    load = tree.kind == LOAD
+    assert load.any()
+    looser = replace(tree, value=np.where(load, tree.value + 1, tree.value))
+    edited = Certificate(form="tree", tree=looser)
+    assert inspect(closed.problem, edited).bound < closed.lower_bound * (1 - 1e-6)
+    assert inspect_exactly(closed.problem, edited).bound < closed.lower_bound * (1 - 1e-6)
