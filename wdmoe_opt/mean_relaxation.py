@@ -437,11 +437,13 @@ class _Program:
         )  # fmt: skip
 
     def _load(self, x: RealArray) -> RealArray:
+        """Transfers to every device, (modes,)."""
         whole = self.whole
+        mode, name = whole.block * whole.devices + whole.device, "pair"
         if whole.by_device:
-            return np.bincount(whole.visit_mode, x[whole.of["visit"]], whole.at.size)
-        mode = whole.block * whole.devices + whole.device
-        return np.bincount(mode, x[whole.of["pair"]], whole.at.size)
+            mode, name = whole.visit_mode, "visit"
+        load: RealArray = np.bincount(mode, x[whole.of[name]], whole.at.size).astype(np.float64)
+        return load
 
     def _proof(self, found: Any, weight: RealArray, dual: RealArray) -> Proof:
         whole, unit = self.whole, self.whole.unit

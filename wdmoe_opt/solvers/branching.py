@@ -30,6 +30,8 @@ from wdmoe_opt.validation import RealArray
 
 #: Branches between two local searches from the best candidate of a branch.
 POLISH_EVERY = 50
+#: By how much, relatively, the check may stay below a branch before its parent's prices are tried.
+AGREED = 1e-8
 
 #: Kind, index, value and side of a split, as in a certificate's tree; and without side.
 Split = tuple[int, tuple[int, int, int], float, int]
@@ -62,8 +64,8 @@ class BranchTree(ABC):
         self.keep, self.value = group.keep, group.value
         if self.value == np.inf:
             # The group was interrupted before its first selection.
-            start = Search(problem, self.rows, self.keep)
-            self.keep, self.value = start.keep, start.value
+            plain = Search(problem, self.rows, self.keep)
+            self.keep, self.value = plain.keep, plain.value
         self.joint = self.relaxation.blocks > 1 and self.relaxation.free
         facts = facts_of(problem)
         self.facts = facts if self.joint else one_block(facts, self.rows.start)
@@ -148,7 +150,7 @@ class BranchTree(ABC):
             proved = leaf_bound(self.facts, path, assemble(self.problem.tables.ids.shape, [proof]))
             if proved > max(branch.bound, 0.0):
                 branch.proof, branch.bound = proof, proved
-            if branch.bound >= hoped * (1 - self.rel_gap):
+            if branch.bound >= hoped * (1 - AGREED):
                 return
         for cut in CUTS if branch.bound <= 0 and branch.proof.form == "deadline" else ():
             claim = replace(branch.proof, deadline=branch.proof.deadline * (1 - cut))
