@@ -1,8 +1,9 @@
 """Exact: branch and bound over the relaxations of `certified`, to a gap of one's own or to a limit.
 
-Blocks on their own are bounded by ascent on their prices (`price_tree`), blocks that share bandwidth by a
-linear program (`mean_tree`). The open and the closed branches, each with its prices, are the certificate;
-it is as good at an interruption as at the end.
+Blocks on their own are bounded by ascent on their prices (`price_tree`), blocks that share bandwidth, and
+small ones whose experts or transfers are not all alike, by a linear program (`mean_tree`). The open and
+the closed branches, each with its prices, are the certificate; it is as good at an interruption as at the
+end.
 """
 
 from __future__ import annotations
@@ -105,8 +106,10 @@ def _point(problem: Problem, control: Control, trees: list[BranchTree]) -> Point
 def _certificate(problem: Problem, trees: list[BranchTree]) -> Certificate:
     """One tree of all groups, or plain prices where nothing was branched on."""
     shape = problem.tables.ids.shape
-    if all(len(tree.branches) == 1 for tree in trees):
-        return assemble(shape, [p for p in (tree.branches[0].proof for tree in trees) if p is not None])
+    proofs = [tree.branches[0].proof for tree in trees if len(tree.branches) == 1]
+    plain = [proof for proof in proofs if proof is not None]
+    if len(plain) == len(trees) and (len(plain) == 1 or all(proof.form == "deadline" for proof in plain)):
+        return assemble(shape, plain)
     parent: list[int] = []
     kind: list[int] = []
     index: list[tuple[int, int, int]] = []

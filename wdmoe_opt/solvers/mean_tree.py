@@ -1,4 +1,4 @@
-"""Branch and bound by linear programs: blocks that share bandwidth.
+"""Branch and bound by linear programs: blocks that share bandwidth, and small ones of unlike experts.
 
 Every branch is bounded by `mean_relaxation`, whose multipliers are the branch's certificate. Split is what
 misses most of the true latency: the transfers of a device, whether an expert is active, and where neither
@@ -18,6 +18,8 @@ from wdmoe_opt.validation import RealArray
 
 #: Largest number of (token, expert) pairs of a group for which linear programs are quick enough.
 MOST_PAIRS = 6000
+#: The same for a single block, whose bounds by ascent start closer.
+FEW_PAIRS = 100
 #: Part of the latency that must be missing for a load or an expert to be split on.
 MISSING = 1e-7
 #: What a second missed on a device counts beyond its multiplier: one that waits now may not below.
@@ -35,8 +37,14 @@ class MeanTree(BranchTree):
     def fits(group: Group) -> bool:
         """Whether it is for this group."""
         relaxation = group.relaxation
-        joint = relaxation.blocks > 1 and relaxation.free
-        return joint and int((relaxation.ids >= 0).sum()) <= MOST_PAIRS
+        pairs = int((relaxation.ids >= 0).sum())
+        if not relaxation.free or pairs > MOST_PAIRS:
+            return False
+        if relaxation.blocks > 1:
+            return True
+        # A single block: where ascent cannot branch on loads.
+        countable = relaxation.alike and not relaxation.problem.tables.by_device
+        return not countable and pairs <= FEW_PAIRS
 
     def _plant(self) -> None:
         self.means = MeanRelaxation(self.relaxation, self.value)
