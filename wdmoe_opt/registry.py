@@ -398,7 +398,7 @@ for _info in (
     ),
     SolverInfo(
         "exact",
-        "branch and bound over the relaxation of certified, with a checked bound at any time",
+        "branch and bound over the relaxations of certified, with a checked bound at any time",
         "wdmoe_opt.solvers.exact:exact",
         needs_tokens=False,
         honours_floors=True,

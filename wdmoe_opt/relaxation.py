@@ -101,7 +101,7 @@ class Proof:
     offset: RealArray
     grid: RealArray
     horizon: RealArray
-    form: Literal["deadline", "shared"] = "deadline"
+    form: Literal["deadline", "shared", "mean"] = "deadline"
     floor: Proof | None = None
     toll: RealArray | None = None
 

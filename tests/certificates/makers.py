@@ -180,3 +180,17 @@ def shared_certificate(
             best, value = c, bound
     assert best is not None
     return best
+
+
+def mean_certificate(prices: dict[str, np.ndarray]) -> Certificate:
+    """The prices in mean form: all of a block scaled so that its weights sum to just below 1.
+
+    Prices of bandwidth belong to seconds of latency, as they do.
+    """
+    total = np.maximum(prices["work"].sum(axis=1), 1e-12) * (1 + 1e-12)
+    scaled = {
+        name: array / total.reshape(-1, *[1] * (array.ndim - 1))
+        for name, array in prices.items()
+        if name not in ("bandwidth", "points")
+    }
+    return Certificate(form="mean", bandwidth=prices["bandwidth"], points=prices["points"], **scaled)

@@ -12,7 +12,7 @@ from wdmoe_opt.certificates.check import (
     Verdict,
     check_shapes,
     deadline_failures,
-    shared_verdict,
+    flat_verdict,
     sum_down,
     wrong_form,
 )
@@ -90,8 +90,8 @@ def _leaf_verdict(problem: Problem, facts: Facts, tree: Tree, node: int) -> Verd
     wrong = wrong_form(problem, leaf) if blocks > 1 else ""
     if wrong:
         return Verdict(-np.inf, (f"leaf {node}: {wrong}",))
-    if leaf.form == "shared":
-        verdict = shared_verdict(limited, leaf)
+    if leaf.form != "deadline":
+        verdict = flat_verdict(limited, leaf)
         bound = max(verdict.bound, sum_down(limited.after))
         return Verdict(bound, tuple(f"leaf {node}: {text}" for text in verdict.failures))
     failures = deadline_failures(limited, leaf)
@@ -140,8 +140,8 @@ def leaf_bound(facts: Facts, path: Sequence[Split], leaf: Certificate) -> float:
     limited = under(facts, path)
     if bool(contradictions(limited).any()):
         return float(np.inf)
-    if leaf.form == "shared":
-        return shared_verdict(limited, leaf).bound
+    if leaf.form != "deadline":
+        return flat_verdict(limited, leaf).bound
     if deadline_failures(limited, leaf):
         return float(-np.inf)
     assert leaf.deadline is not None

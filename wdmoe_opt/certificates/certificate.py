@@ -17,7 +17,7 @@ from wdmoe_opt.validation import RealArray, freeze, real_array, refuse_where
 if TYPE_CHECKING:
     from wdmoe_opt.problem import Problem
 
-Form = Literal["deadline", "shared", "tree", "ratio", "token-ratio"]
+Form = Literal["deadline", "shared", "mean", "tree", "ratio", "token-ratio"]
 
 #: Axes of every price array; "m" is the instance's number of columns.
 _AXES = {
@@ -37,6 +37,7 @@ _PRICES = ("send", "work", "wake", "retention", "bandwidth", "points")
 _NEEDED: dict[str, tuple[str, ...]] = {
     "deadline": (*_PRICES, "deadline"),
     "shared": (*_PRICES, "offset", "grid"),
+    "mean": _PRICES,
     "ratio": (*_PRICES, "grid"),
     "token-ratio": ("retention",),
     "tree": ("tree",),
@@ -53,12 +54,12 @@ class Certificate:
 
     Parameters
     ----------
-    form : {"deadline", "shared", "tree", "ratio", "token-ratio"}
+    form : {"deadline", "shared", "mean", "tree", "ratio", "token-ratio"}
         What is proved, see docs/certificates.md.
     send : float array (blocks, devices), s per transfer
         Price of a transfer, any sign.
     work : float array (blocks, devices), 1
-        Price of a second of compute, >= 0.
+        Price of a second of compute, >= 0. Form "mean": weight of a device, of its compute or not.
     wake : float array (blocks, experts), s
         Price of an active expert, >= 0. Where it is below the sum of the expert's shares, that sum counts.
     share : float array (blocks, tokens, m), s, optional

@@ -94,6 +94,10 @@ def inspect(problem: Problem, certificate: Certificate) -> Verdict:
 
 def flat_verdict(facts: Facts, certificate: Certificate) -> Verdict:
     """What prices prove of the latency, without any tree."""
+    if certificate.form == "mean":
+        from wdmoe_opt.certificates.means import mean_verdict
+
+        return mean_verdict(facts, certificate)
     verdict = deadline_verdict if certificate.form == "deadline" else shared_verdict
     return verdict(facts, certificate)
 
@@ -129,15 +133,15 @@ def wrong_form(problem: Problem, certificate: Certificate) -> str:
     """Why a form cannot bound the problem's objective, "" if it can."""
     form, objective = certificate.form, problem.objective
     forms = {
-        "latency": ("deadline", "shared", "tree"),
+        "latency": ("deadline", "shared", "mean", "tree"),
         "wlr-block": ("ratio",),
         "wlr-token": ("token-ratio",),
     }
     if form not in forms.get(objective, ()):
         return f"form {form!r} does not bound objective {objective!r}"
     several = problem.instance.blocks > 1
-    if form == "shared" and several and problem.allocation == "per-block":
-        return "form 'shared' does not bound several blocks with allocation 'per-block'"
+    if form in ("shared", "mean") and several and problem.allocation == "per-block":
+        return f"form {form!r} does not bound several blocks with allocation 'per-block'"
     return ""
 
 

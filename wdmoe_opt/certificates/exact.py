@@ -62,6 +62,10 @@ def inspect_exactly(problem: Problem, certificate: Certificate) -> Verdict:
 
 def flat_verdict(blocks: Sequence[Block], certificate: Certificate) -> Verdict:
     """What prices prove of the latency, without any tree."""
+    if certificate.form == "mean":
+        from wdmoe_opt.certificates.exact_means import mean_verdict
+
+        return mean_verdict(blocks, certificate)
     return (_deadline if certificate.form == "deadline" else _shared)(blocks, certificate)
 
 
@@ -435,7 +439,7 @@ class Rate:
         return self.height + (self.steep if step > 0 else self.flat) * step
 
 
-def _directions(block: Block, k: int) -> Iterator[tuple[Fraction, Fraction]]:
+def directions(block: Block, k: int) -> Iterator[tuple[Fraction, Fraction]]:
     """Bits and SNR bandwidth of the needed directions."""
     inst, i = block.problem.instance, block.index
     for bits, power, gain in (
@@ -458,7 +462,7 @@ def link_time(block: Block, k: int, b: Fraction) -> tuple[Span, Span] | None:
         known = float(inst.token_time_link[k])
         return (Span(Fraction(known), Fraction(known)), zero) if isfinite(known) else None
     time, fall = zero, zero
-    for bits, snr in _directions(block, k):
+    for bits, snr in directions(block, k):
         if snr == 0 or b <= 0:
             return None
         x = snr / b
@@ -496,7 +500,7 @@ def best_point(block: Block, k: int, compute: Fraction, wanted: float) -> Fracti
         return block.high[k]
     bottom = max(low, high * 1e-12)
     c = float(compute)
-    ways = [(float(bits), float(snr)) for bits, snr in _directions(block, k)]
+    ways = [(float(bits), float(snr)) for bits, snr in directions(block, k)]
 
     def slope(b: float) -> float:
         time = fall = 0.0

@@ -53,7 +53,7 @@ def _leaf_bound(problem: Problem, tree: Tree, root: int, node: int) -> tuple[Num
     if wrong:
         return -inf, (wrong,)
     after = sum((block.after for block in blocks), Fraction(0))
-    if leaf.form == "shared":
+    if leaf.form != "deadline":
         verdict = flat_verdict(blocks, leaf)
         bound: Number = verdict.bound if verdict.bound in (inf, -inf) else Fraction(verdict.bound)
         return max(bound, after), verdict.failures

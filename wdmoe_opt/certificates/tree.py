@@ -48,7 +48,7 @@ class Tree:
         0: pair out, expert closed, load at most v, latency at most t; 1: pair in, expert open, load at
         least v + 1, latency above t; a root has 0.
     leaves : mapping of int to Certificate or "empty"
-        For every node without children: prices (of form "deadline" or "shared", for the root's block
+        For every node without children: prices (of form "deadline", "shared" or "mean", for the root's block
         or blocks), or the claim that its restrictions contradict each other.
 
     Raises
@@ -108,9 +108,9 @@ class Tree:
             raise InputError("leaves", "must hold every node without children, and no other")
         for node, leaf in self.leaves.items():
             if leaf != "empty" and not (
-                isinstance(leaf, Certificate) and leaf.form in ("deadline", "shared")
+                isinstance(leaf, Certificate) and leaf.form in ("deadline", "shared", "mean")
             ):
-                rule = "must be 'empty' or a Certificate of form 'deadline' or 'shared'"
+                rule = "must be 'empty' or a Certificate of form 'deadline', 'shared' or 'mean'"
                 raise InputError("leaves", rule, index=(node,), value=type(leaf).__name__)
 
     @property

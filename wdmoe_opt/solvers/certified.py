@@ -308,6 +308,8 @@ def assemble(shape: tuple[int, ...], proofs: list[Proof]) -> Certificate:
             floor=floor,
             **_prices(shape, proofs),
         )
+    if proof.form == "mean":
+        return Certificate(form="mean", **_prices(shape, proofs))
     deadline = np.concatenate([proof.deadline for proof in proofs])
     return Certificate(form="deadline", deadline=deadline, **_prices(shape, proofs))
 
