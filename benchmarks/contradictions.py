@@ -61,8 +61,8 @@ def names() -> Iterator[tuple[str, bool]]:
 def meeting(instance: str, allocation: Allocation, methods: Iterable[SolverInfo], limit: float) -> Meeting:
     """Solve one problem by all methods that take it."""
     loaded = wo.load_instance(instance)
-    floors = {} if loaded.loads is not None else {"min_retention": FLOOR}
-    problem = wo.Problem(loaded, allocation=allocation, **floors)
+    floor = 0.0 if loaded.loads is not None else FLOOR
+    problem = wo.Problem(loaded, allocation=allocation, min_retention=floor)
     values, bounds = {}, {}
     for info in methods:
         if info.refusal(problem) or not info.availability():

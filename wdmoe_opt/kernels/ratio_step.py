@@ -160,7 +160,7 @@ def ratio_step(
                 slopes[g, k] -= term + nu[k] * bought[g, k] - x * earned
             slopes[g, k] += x * charged
         slopes[g, devices] = mu * x * (needed - held)
-    top = max(ratio[0], ratio[1])
+    top: float = max(ratio[0], ratio[1])
     first = exp((ratio[0] - top) / (MIX * abs(top) + 1e-300))
     last = exp((ratio[1] - top) / (MIX * abs(top) + 1e-300))
     part = last / (first + last)

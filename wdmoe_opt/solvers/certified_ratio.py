@@ -399,7 +399,9 @@ def ratio_certificate(parts: list[tuple[RatioBound, tuple[float, State]]]) -> Ce
 
 def _floor(proofs: list[Proof]) -> Certificate:
     names = ("send", "work", "wake", "retention", "bandwidth", "points", "deadline")
-    prices = {name: np.concatenate([getattr(proof, name) for proof in proofs]) for name in names}
+    prices: dict[str, Any] = {
+        name: np.concatenate([getattr(proof, name) for proof in proofs]) for name in names
+    }
     shape = next((proof.share.shape[1:] for proof in proofs if proof.share is not None), None)
     if shape is not None:
         prices["share"] = np.concatenate(

@@ -55,7 +55,7 @@ def certified_token_ratio(problem: Problem, control: Control) -> Point:
     blocks = [TokenOptions(problem, i) for i in range(problem.instance.blocks)]
     listed = problem.candidate_columns <= LISTED
     prices = [block.settle() if listed else 0.0 for block in blocks]
-    certificate = Certificate(form="token-ratio", retention=prices)
+    certificate = Certificate(form="token-ratio", retention=np.array(prices))
     best = None
     if fixed and listed:
         keep = np.stack([block.select(mu) for block, mu in zip(blocks, prices, strict=True)])
@@ -125,7 +125,8 @@ class TokenOptions:
 
     def kept(self, option: NDArray[np.intp]) -> RealArray:
         """Retention of every token, (tokens,)."""
-        return self.share[option, np.arange(option.size)]
+        kept: RealArray = self.share[option, np.arange(option.size)]
+        return kept
 
     def settle(self) -> float:
         """Least price of retention at which the floor is met, from above."""
