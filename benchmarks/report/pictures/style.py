@@ -1,0 +1,147 @@
+"""Colours, line styles and sizes that all pictures share; the same solver always looks the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wdmoe_opt.benchmarks.report.results import present
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Okabe and Ito's and Paul Tol's muted colours, made for all kinds of colour vision.
+FIXED = {
+    "certified": "#0072B2", "exact": "#332288", "greedy": "#009E73", "alternating": "#E69F00",
+    "local-search": "#56B4E9", "wdmoe": "#D55E00", "wdmoe-selection": "#CC79A7", "topk": "#8C8C8C",
+    "topk-uniform": "#333333",
+}  # fmt: skip
+FREE = ("#882255", "#44AA99", "#999933", "#AA4499", "#117733", "#661100", "#6699CC", "#DDAA33", "#004488",
+        "#BB5566", "#B8860B", "#88CCEE")  # fmt: skip
+LINES = {"ours": "-", "baseline": (0, (1, 1.2)), "peer": (0, (4, 1.6)), "plugin": (0, (6, 1.5, 1, 1.5))}
+MARKERS = "osD^vP*Xp<>h"
+GREY = "#595959"
+RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.which": "major",
+    "grid.color": "#595959",
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "savefig.dpi": 160,
+    # Equal results give equal files.
+    "svg.hashsalt": "wdmoe_opt",
+    # Letters as outlines: the same on every machine.
+    "svg.fonttype": "path",
+}
+#: Inches; all pictures are as wide as the page.
+WIDTH = 10.4
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a solver is drawn."""
+
+    color: str
+    line: Any
+    marker: str
+
+    @property
+    def curve(self) -> dict[str, Any]:
+        """Arguments of a line."""
+        return {"color": self.color, "linestyle": self.line}
+
+    @property
+    def dots(self) -> dict[str, Any]:
+        """Arguments of a line with markers."""
+        return {**self.curve, "marker": self.marker}
+
+
+def looks(rows: pd.DataFrame) -> dict[str, Look]:
+    """Look of every solver and family of the rows; labels of one family share it."""
+    kinds = dict(zip(rows["family"], rows["kind"], strict=True))
+    families = [name for name in present(rows.assign(solver=rows["family"]))]
+    free = [name for name in families if name not in FIXED]
+    colors: Mapping[str, str] = {**FIXED, **{name: FREE[i % len(FREE)] for i, name in enumerate(free)}}
+    markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate([*FIXED, *free])}
+    found = {
+        name: Look(colors[name], LINES.get(kinds[name], "-"), markers[name])
+        for name in families
+    }  # fmt: skip
+    pairs = rows[["solver", "family"]].drop_duplicates().itertuples(index=False)
+    return {**{str(solver): found[family] for solver, family in pairs}, **found}
+
+
+def ordered(names: Iterable[str], styles: Mapping[str, Look]) -> list[str]:
+    """Names in the order of the styles: by kind, then by name."""
+    asked = set(names)
+    return [name for name in styles if name in asked]
+
+
+def grid(panels: int, height: float, columns: int = 2, **options: Any) -> tuple[Any, list[Any]]:
+    """Figure with so many panels, the last row may be incomplete; ``height`` is that of a row in inches."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(WIDTH, height * rows + 0.3), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    flat = list(axes.flat)
+    for spare in flat[panels:]:
+        spare.set_visible(False)
+    return figure, flat[:panels]
+
+
+def legend(figure: Any, names: Iterable[str], styles: Mapping[str, Look], *, markers: bool = False) -> None:
+    """One legend right of all panels."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], label=name, **(styles[name].dots if markers else styles[name].curve)) for name in names
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside right upper", handlelength=2.6, labelspacing=0.6)
+
+
+def time_axis(axis: Any) -> None:
+    """Log axis in seconds whose ticks carry their unit."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(10, numticks=9))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_time(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def short_time(value: float) -> str:
+    """A tick: 10 ms, 1 s."""
+    from wdmoe_opt.benchmarks.report.figures import seconds
+
+    number, _, unit = seconds(value).partition(" ")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}".strip()
+
+
+def percent_axis(axis: Any) -> None:
+    """Log axis of gaps whose ticks are per cents."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(10, numticks=9))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def shorten(text: str, most: int = 46) -> str:
+    """A title that fits over its panel."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
