@@ -36,7 +36,7 @@ def report(results: Path, out: Path | None = None, json: bool = False) -> Page:
     """
     try:
         import jinja2  # noqa: F401
-        import matplotlib  # noqa: ICN001, F401
+        import matplotlib  # noqa: F401
     except ImportError:
         raise UnsupportedError("the report needs matplotlib and jinja2; install wdmoe_opt[bench]") from None
     results = Path(results)

@@ -43,7 +43,7 @@ class Expectation:
 
     @property
     def verdict(self) -> str:
-        """"kept", "missed" or "not measured"."""
+        """One of "kept", "missed" and "not measured"."""
         if not self.values.size:
             return "not measured"
         kept = self.measured <= self.limit if self.at_most else self.measured >= self.limit
@@ -82,7 +82,7 @@ def expectations(rows: pd.DataFrame) -> list[Expectation]:
 
 
 def bandwidth_advantage(rows: pd.DataFrame, peer: str) -> NDArray[np.float64]:
-    """Fastest time of the peers whose name contains a word over that of this package, per bandwidth problem."""
+    """Fastest time of the peers named so over that of this package, per bandwidth problem."""
     own = main_rows(task_rows(rows, "bandwidth"))
     own = own[own["answered"]]
     ours = own[own["solver"] == reference(own)].set_index("problem")["time_s"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 INSTANCE = ("suite", "group", "seed", "dispatch", "blocks", "tokens", "devices", "base_s")
 #: Most cases that a picture shows.
 SHOWN = 4
+#: Devices of a cell in most of the literature.
+TYPICAL = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Frontier:
 
 
 def frontiers(rows: pd.DataFrame, most: int = SHOWN) -> list[Frontier]:
-    """Instances with points at two retentions or more, of different groups first, those with most points first."""
+    """Instances with points at two retentions or more: of different groups first, then by points."""
     found: list[tuple[Frontier, str]] = []
     for part in _instances(rows):
         front = _frontier(part)
@@ -64,8 +68,17 @@ def _frontier(part: pd.DataFrame) -> Frontier:
     bounds = proved.groupby("min_retention", as_index=False)["bound"].max()
     # A bound for a floor holds for every higher floor.
     bounds["bound"] = bounds["bound"].cummax()
-    names = sorted(part["case"].unique(), key=lambda name: (len(name), name))
-    return Frontier(str(names[0]), points, bounds)
+    return Frontier(common_name(part["case"].unique()), points, bounds)
+
+
+def common_name(names: Iterable[str]) -> str:
+    """What the names of one instance at several floors share, whole words of it."""
+    known = list(names)
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*known, strict=False))
+    shared = "".join(letters[0] for letters in same)
+    if all(name == shared for name in known):
+        return shared
+    return shared.rpartition(" ")[0].removesuffix(" at") or shared or known[0]
 
 
 def _varied(items: list[tuple[Any, str]], weights: list[int], most: int) -> list[Any]:
@@ -117,7 +130,8 @@ def device_times(rows: pd.DataFrame, most: int = SHOWN) -> list[DeviceTimes]:
                 (DeviceTimes(str(best["case"]), str(best["solver"]), float(best["retention"]), *times),
                  str(best["group"]))
             )  # fmt: skip
-    return _varied(found, [-item.plain.size for item, _ in found], most)
+    # Neither a handful of bars nor a forest.
+    return _varied(found, [-abs(item.plain.size - TYPICAL) for item, _ in found], most)
 
 
 def _vector(text: str) -> NDArray[np.float64]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Seconds.
 BUDGETS = tuple(float(f"{base}e{power}") for power in range(-4, 3) for base in (1, 2, 5))
 TARGETS = (0.2, 0.1, 0.05, 0.02, 0.01, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4)
+COLUMNS = (
+    "solver", "kind", "problems", "unanswered", "q1", "median", "q3", "worst", "within_1", "within_01",
+)  # fmt: skip
 #: A gap may miss a target by rounding.
 SLACK = 1e-9
 
@@ -47,15 +50,16 @@ def gap_table(rows: pd.DataFrame, task: str) -> pd.DataFrame:
                 "within_01": float((gaps <= 0.001 + SLACK).mean()),
             }
         )  # fmt: skip
-    columns = ["solver", "kind", "problems", "unanswered", "q1", "median", "q3", "worst", "within_1", "within_01"]  # fmt: skip
-    return pd.DataFrame(found, columns=columns).sort_values(["median", "q3", "solver"], ignore_index=True)
+    return pd.DataFrame(found, columns=list(COLUMNS)).sort_values(
+        ["median", "q3", "solver"], ignore_index=True
+    )
 
 
 def gap_at_budget(rows: pd.DataFrame, task: str, budgets: Sequence[float] = BUDGETS) -> pd.DataFrame:
     """Best gap of any configuration of a family that ends within a budget: quartiles over the problems.
 
-    Columns ``solver`` (the family), ``budget`` (s), ``q1``, ``median``, ``q3`` (inf where so many have no answer yet) and
-    ``answered`` (share of the problems with one).
+    Columns ``solver`` (the family), ``budget`` (s), ``q1``, ``median``, ``q3`` (inf where so many have no
+    answer yet) and ``answered`` (share of the problems with one).
     """
     import pandas as pd
 
@@ -78,8 +82,8 @@ def gap_at_budget(rows: pd.DataFrame, task: str, budgets: Sequence[float] = BUDG
 def time_to_gap(rows: pd.DataFrame, task: str, targets: Sequence[float] = TARGETS) -> pd.DataFrame:
     """Time of the fastest configuration of a family that reaches a gap: median over the problems.
 
-    Columns ``solver`` (the family), ``target``, ``reached`` (share of the problems) and ``median`` (s; inf where at most
-    half are reached).
+    Columns ``solver`` (the family), ``target``, ``reached`` (share of the problems) and ``median``
+    (s; inf where at most half are reached).
     """
     import pandas as pd
 

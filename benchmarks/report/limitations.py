@@ -26,8 +26,10 @@ def limitations(rows: pd.DataFrame) -> list[str]:
     """Sentences, the gravest first."""
     if not len(rows):
         return ["There are no rows: nothing was measured."]
-    parts = (_broken_claims, _unchecked_claims, _lost, _unavailable, _refused, _at_limit, _below_floor,
-             _unbounded, _without_base, _uneven, _few_seeds, _noisy, _cold_only, _machines, _synthetic)  # fmt: skip
+    parts = (
+        _broken_claims, _unchecked_claims, _lost, _unavailable, _refused, _at_limit, _below_floor,
+        _unbounded, _without_base, _uneven, _few_seeds, _noisy, _cold_only, _machines, _synthetic,
+    )  # fmt: skip
     return [sentence for part in parts for sentence in part(rows)]
 
 
@@ -211,8 +213,8 @@ def _synthetic(rows: pd.DataFrame) -> Iterator[str]:
     if len(made):
         groups = ", ".join(sorted(name or "no group" for name in made["group"].unique())[:NAMES])
         yield (
-            f"{made['case'].nunique()} of {_count(cases, 'case')} are synthetic: gates drawn from a generator, "
-            f"not captured from a model (groups: {groups})."
+            f"{made['case'].nunique()} of {_count(cases, 'case')} are synthetic: gates drawn from a "
+            f"generator, not captured from a model (groups: {groups})."
         )
     averaged = rows[rows["group"].str.contains("averaged") | rows["case"].str.contains("averaged")]
     if len(averaged):

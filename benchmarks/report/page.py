@@ -23,7 +23,7 @@ from wdmoe_opt.benchmarks.report.pictures import (
 from wdmoe_opt.benchmarks.report.pictures.style import Look, looks
 from wdmoe_opt.benchmarks.report.relative import relative_latency
 from wdmoe_opt.benchmarks.report.results import TASKS, task_rows
-from wdmoe_opt.benchmarks.report.scaling import exponents
+from wdmoe_opt.benchmarks.report.scaling import SIZE_AXES, exponents
 from wdmoe_opt.benchmarks.report.stages import SUITE, left_on_the_table, paper_stages
 from wdmoe_opt.benchmarks.report.success import success_table
 from wdmoe_opt.benchmarks.report.times import time_table
@@ -141,9 +141,9 @@ def _expected(rows: pd.DataFrame) -> Section:
 def _paper(rows: pd.DataFrame) -> Section:
     picture = make_picture(
         "stages", "What each stage of the paper's method saves",
-        "Geometric mean over cases of the latency over that of plain top-k with equal bandwidth; bars of "
-        "error are quartiles over cases. The certified answer keeps at least as much gate weight as the "
-        "paper's policy does on the same case.",
+        "Geometric mean over cases of the latency over that of plain top-k with equal bandwidth, and "
+        "what is saved above it; whiskers are quartiles over cases. The certified answer keeps at least "
+        "as much gate weight as the paper's policy does on the same case.",
         lambda: waterfall.draw(rows),
     )  # fmt: skip
     return Section(
@@ -168,7 +168,7 @@ def _task(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Section:
     growth = exponents(rows, task)
     if len(growth):
         items.append(tables.exponent_table(growth, task))
-    if (task_rows(rows, task)["axis"] != "").any():
+    if (~task_rows(rows, task)["axis"].isin(("", *SIZE_AXES))).any():
         items.append(
             make_picture(
                 f"radio-{task}", "Relative latency along the other axes",
@@ -186,7 +186,8 @@ def _time_pictures(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) ->
             f"profile-{task}", "Performance profiles",
             "Share of all problems with a certified bound on which a solver has a feasible point within the "
             "given gap of that bound, within a multiple of the time of the fastest solver (Dolan and Moré). "
-            "A solver that fails, or was not tried, does not solve the problem. Solid: this package; dotted: "
+            "A solver that fails, or was not tried, does not solve the problem; one that solves none has no "
+            "curve. Solid: this package; dotted: "
             "baselines; dashed: peers; dash-dotted: plugins.",
             lambda: profile.draw(rows, task, styles),
         ),
@@ -219,15 +220,15 @@ def _cases(rows: pd.DataFrame, styles: Mapping[str, Look]) -> Section:
         (
             make_picture(
                 "frontiers", "Latency against retention",
-                "Every point that a solver returned on the instance, over all floors; hollow: below its floor. "
-                "Black steps: certified bounds; no answer whose every block keeps the floor lies below "
-                "them.",
+                "Every point that a solver returned on the instance, over all floors; hollow: below its "
+                "floor. Black steps: certified bounds; no answer whose every block keeps the floor lies "
+                "below them.",
                 lambda: frontier.draw(rows, styles),
             ),
             make_picture(
                 "devices", "Time per device",
-                "The slowest device decides: plain top-k with equal bandwidth, and the fastest answer that any "
-                "solver found on the instance at any floor. Dashed: the slowest device of each.",
+                "The slowest device decides: plain top-k with equal bandwidth, and the fastest answer that "
+                "any solver found on the instance at any floor. Dashed: the slowest device of each.",
                 lambda: devices.draw(rows, styles),
             ),
         ),

@@ -65,9 +65,9 @@ def with_ratio(rows: pd.DataFrame) -> pd.DataFrame:
 def relative_latency(rows: pd.DataFrame, task: str, reference: str) -> pd.DataFrame:
     """One row per band of retention and solver.
 
-    Columns ``problems``, ``pointless`` (no point), ``below`` (points below their floor), ``retention`` (mean),
-    ``mean`` (geometric), ``q1``, ``median``, ``q3``, ``worst``, and ``paired``: the geometric mean of the
-    latency over that of the reference on the ``shared`` problems of any band.
+    Columns ``problems``, ``pointless`` (no point), ``below`` (points below their floor), ``retention``
+    (mean), ``mean`` (geometric), ``q1``, ``median``, ``q3``, ``worst``, and ``paired``: the geometric mean
+    of the latency over that of the reference on the ``shared`` problems of any band.
     """
     import pandas as pd
 
@@ -78,7 +78,8 @@ def relative_latency(rows: pd.DataFrame, task: str, reference: str) -> pd.DataFr
     known = known[(known["task"] == task) & (known["band"] != "")]
     to_beat = known[known["solver"] == reference].set_index("problem")["ratio"]
     known["over"] = known["ratio"] / known["problem"].map(to_beat)
-    found = [_line(*key, part) for key, part in known.groupby(["band", "solver"], sort=False)]
+    groups = known.groupby(["band", "solver"], sort=False)
+    found = [_line(name, solver, part) for (name, solver), part in groups]
     table = pd.DataFrame(found, columns=list(COLUMNS))
     rank = table["band"].map({name: i for i, name in enumerate(BANDS)})
     order = np.lexsort((table["solver"], table["mean"].astype(float), rank.astype(float)))

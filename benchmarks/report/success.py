@@ -13,7 +13,7 @@ COLUMNS = ("solver", "kind", "rows", "answered", "claimed", "holds", "broken", "
 
 
 def success_table(rows: pd.DataFrame, task: str) -> pd.DataFrame:
-    """One row per solver: ``rows``, shares ``answered`` and ``claimed`` of them, and what became of the claims.
+    """One row per solver: ``rows``, shares ``answered`` and ``claimed`` of them, and how claims fared.
 
     ``holds`` is the share of all rows whose claim of optimality was made and rechecked; ``broken`` and
     ``unchecked`` are numbers of claims.

@@ -74,10 +74,10 @@ def relative_table(frame: pd.DataFrame, task: str, reference: str) -> Table:
     return make_table(
         f"relative-{task}",
         "Latency relative to topk-uniform, by the retention reached",
-        "Latency of the answer over that of plain top-k with equal bandwidth on the same case: geometric mean "
-        "and quartiles over problems, lower is better. A point below its floor counts in the band that it "
-        "reaches; a problem without a point counts as 1, in the band of its floor: without an answer a user "
-        f"runs plain top-k.{beyond}",
+        "Latency of the answer over that of plain top-k with equal bandwidth on the same case: "
+        "geometric mean and quartiles over problems, lower is better. A point below its floor counts in "
+        "the band that it reaches; a problem without a point counts as 1, in the band of its floor: "
+        f"without an answer a user runs plain top-k.{beyond}",
         (
             Column("band", "retention"), *SOLVER, Column("problems", "problems", figures.count),
             Column("pointless", "no point", figures.count), Column("below", "below floor", figures.count),
@@ -95,8 +95,8 @@ def gap_table(frame: pd.DataFrame, task: str) -> Table:
     return make_table(
         f"gap-{task}",
         "Gap to the best certified bound",
-        "Distance of the value to the best certified bound that any row proves for the same problem, over the "
-        "value. A problem without an answer has an infinite gap and stays in every column.",
+        "Distance of the value to the best certified bound that any row proves for the same problem, over "
+        "the value. A problem without an answer has an infinite gap and stays in every column.",
         (
             *SOLVER, Column("problems", "problems", figures.count),
             Column("unanswered", "unanswered", figures.count), Column("q1", "Q1", figures.percent),
@@ -113,13 +113,15 @@ def success_table(frame: pd.DataFrame, task: str) -> Table:
     return make_table(
         f"success-{task}",
         "Success, claimed and true",
-        "Shares of all rows: a feasible point was returned, optimality was claimed, and the claim was confirmed "
-        "(rechecked certificate, or no better value and no contradicting bound in the same case). A refusal "
-        "of some problems counts as no answer.",
+        "Shares of all rows: a feasible point was returned, optimality was claimed, and the claim was "
+        "confirmed (rechecked certificate, or no better value and no contradicting bound in the same "
+        "case). A refusal of some problems counts as no answer.",
         (
-            *SOLVER, Column("rows", "rows", figures.count), Column("answered", "feasible point", figures.share),
+            *SOLVER, Column("rows", "rows", figures.count),
+            Column("answered", "feasible point", figures.share),
             Column("claimed", "claims optimality", figures.share),
-            Column("holds", "claims and holds", figures.share), Column("broken", "does not hold", figures.count),
+            Column("holds", "claims and holds", figures.share),
+            Column("broken", "does not hold", figures.count),
             Column("unchecked", "unchecked", figures.count),
         ),
         frame,
@@ -132,11 +134,11 @@ def time_table(times: TimeTable, task: str) -> Table:
     return make_table(
         f"time-{task}",
         "Time to the answer",
-        f"Warm times: shifted geometric mean over the problems that a solver was tried on (shift "
-        f"{figures.seconds(times.shift)}, the power of ten nearest to the median) and quartiles. A problem "
-        "without an answer is charged the time limit, or the time it took where that is longer; without either, "
-        f"the slowest time on the problem. “{over}” is the geometric mean of the ratio of times on the "
-        "problems that both were tried on, so that nobody gains by skipping hard ones.",
+        "Warm times: shifted geometric mean over the problems that a solver was tried on (shift "
+        f"{figures.seconds(times.shift)}, the power of ten nearest to the median) and quartiles. A "
+        "problem without an answer is charged the time limit, or the time it took where that is longer; "
+        f"without either, the slowest time on the problem. “{over}” is the geometric mean of the ratio "
+        "of times on the problems that both were tried on, so that nobody gains by skipping hard ones.",
         (
             *SOLVER, Column("problems", "problems", figures.count),
             Column("unanswered", "unanswered", figures.count), Column("mean", "mean", figures.seconds),
@@ -154,12 +156,13 @@ def start_table(times: TimeTable, task: str) -> Table:
     return make_table(
         f"start-{task}",
         "First call, and time in metric evaluations",
-        "Cold: median of the first call in a fresh process. Compilation: what it added to the very first call "
-        "of the solver in this run, where kernels had to be compiled (machine code is cached afterwards). "
-        "Metric evaluations: warm time over one evaluation of the metric on the answer, answered problems "
-        "only; every solver must at least price its answer.",
+        "Cold: median of the first call in a fresh process. Compilation: what it added to the very "
+        "first call of the solver in this run, where kernels had to be compiled (machine code is cached "
+        "afterwards). Metric evaluations: warm time over one evaluation of the metric on the answer, "
+        "answered problems only; every solver must at least price its answer.",
         (
-            *SOLVER, Column("cold", "cold", figures.seconds), Column("compile", "compilation", figures.seconds),
+            *SOLVER, Column("cold", "cold", figures.seconds),
+            Column("compile", "compilation", figures.seconds),
             Column("metric_q1", "evaluations, Q1", figures.digits),
             Column("metric", "median", figures.digits), Column("metric_q3", "Q3", figures.digits),
         ),
@@ -173,10 +176,10 @@ def exponent_table(frame: pd.DataFrame, task: str) -> Table:
         f"growth-{task}",
         "Growth of time",
         "Least squares of log time over log size: time grows like size to the exponent. R² says how straight "
-        "the line is; small sizes are dominated by fixed costs, so exponents understate the growth at the end.",
+        "the line is. Fixed costs dominate small sizes, so exponents understate the growth at the end.",
         (
             Column("axis", "axis"), Column("solver", "solver"), Column("sizes", "sizes", figures.count),
-            Column("smallest", "from", figures.digits), Column("largest", "to", figures.digits),
+            Column("smallest", "from", figures.count), Column("largest", "to", figures.count),
             Column("exponent", "exponent", figures.digits), Column("r2", "R²", figures.digits),
             Column("time_s", "time at the largest", figures.seconds),
         ),
@@ -190,7 +193,7 @@ def stage_table(frame: pd.DataFrame) -> Table:
     return make_table(
         "stage-table",
         "The paper's stages",
-        "Geometric mean of the latency over that of plain top-k with equal bandwidth, and quartiles over cases.",
+        "Geometric mean of the latency over that of plain top-k with equal bandwidth; quartiles over cases.",
         (
             Column("group", "group"), Column("stage", "stage"), Column("cases", "cases", figures.count),
             Column("mean", "latency", figures.ratio), Column("q1", "Q1", figures.ratio),
@@ -207,7 +210,7 @@ def leftover_table(frame: pd.DataFrame) -> Table:
     return make_table(
         "left-on-the-table",
         "What the paper's policy leaves on the table at its own retention",
-        "Share of the policy's latency that the certified point saves, and the share that no point can exceed.",
+        "Share of the policy's latency that the certified point saves, and what no point can exceed.",
         (
             Column("group", "group"), Column("cases", "cases", figures.count),
             Column("saved", "saved at least", figures.percent), Column("most", "at most", figures.percent),
@@ -232,8 +235,8 @@ def expectation_table(found: Sequence[Expectation]) -> Table:
     )  # fmt: skip
     return make_table(
         "promises",
-        "Expected and measured",
-        "The median over the problems decides; “kept on” is the share of problems on which the promise holds.",
+        "Promised figures",
+        "The median over the problems decides; “kept on” is the share of problems on which it holds.",
         (
             Column("what", "promise"), Column("limit", "expected"),
             Column("measured", "measured, median", figures.digits),

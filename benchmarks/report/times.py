@@ -76,7 +76,7 @@ def time_table(rows: pd.DataFrame, task: str) -> TimeTable:
 
 
 def reference(rows: pd.DataFrame) -> str:
-    """"certified", else this package's solver with the most answers, then the fastest; "" without any."""
+    """`certified`, else this package's solver with the most answers, then the fastest; "" without any."""
     ours = rows[rows["kind"] == "ours"]
     ours = ours if len(ours) else rows
     if not len(ours):

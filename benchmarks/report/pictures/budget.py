@@ -9,6 +9,7 @@ import numpy as np
 
 from wdmoe_opt.benchmarks.report.gaps import gap_at_budget
 from wdmoe_opt.benchmarks.report.pictures.style import Look, grid, legend, ordered, percent_axis, time_axis
+from wdmoe_opt.benchmarks.report.results import task_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,15 +29,17 @@ def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
     for name in names:
         part = known[known["solver"] == name]
         low, high = (part[key].clip(lower=LEAST) for key in ("q1", "q3"))
-        axes.fill_between(part["budget"], low, high.where(np.isfinite(high), 1.0), step="post",
-                          color=styles[name].color, alpha=0.09, linewidth=0)  # fmt: skip
+        axes.fill_between(part["budget"], low, high, where=np.isfinite(high), step="post",
+                          color=styles[name].color, alpha=0.1, linewidth=0)  # fmt: skip
         axes.step(part["budget"], part["median"].clip(lower=LEAST), where="post", **styles[name].curve)
         axes.plot(part["budget"].iloc[0], max(part["median"].iloc[0], LEAST), marker=styles[name].marker,
                   color=styles[name].color, linewidth=0, markersize=6)  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlim(known["budget"].min() / 1.3, table["budget"].max())
-    axes.set_ylim(LEAST * 0.8, min(1.0, 3 * float(known["median"].max()) + LEAST))
+    longest = table["budget"][table["budget"] >= task_rows(rows, task)["time_s"].max()]
+    axes.set_xlim(known["budget"].min() / 1.3, longest.min() if len(longest) else table["budget"].max())
+    lowest = max(LEAST, float(known["median"].min()))
+    axes.set_ylim(0.4 * lowest, min(1.2, 3 * float(known["median"].max()) + LEAST))
     axes.set_xlabel("time budget")
     axes.set_ylabel("gap to the best certified bound")
     time_axis(axes.xaxis)

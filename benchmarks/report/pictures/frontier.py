@@ -29,10 +29,13 @@ def draw(rows: pd.DataFrame, styles: Mapping[str, Look]) -> Any:
 
 def _panel(axes: Any, front: Frontier, styles: Mapping[str, Look]) -> None:
     points = front.points
-    for name in ordered(points["solver"].unique(), styles):
+    # This package on top, last.
+    for name in reversed(ordered(points["solver"].unique(), styles)):
         part = points[points["solver"] == name].sort_values("retention")
         look = styles[name]
-        axes.plot(100 * part["retention"], 1e3 * part["latency_s"], linewidth=0.9, alpha=0.75, **look.curve)
+        axes.plot(
+            100 * part["retention"], 1e3 * part["latency_s"], **{**look.curve, "linewidth": 0.9}, alpha=0.75
+        )
         for met, filled in ((True, "full"), (False, "none")):
             chosen = part[part["answered"] == met]
             axes.plot(100 * chosen["retention"], 1e3 * chosen["latency_s"], linewidth=0, marker=look.marker,

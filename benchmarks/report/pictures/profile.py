@@ -31,7 +31,8 @@ def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
         _panel(axes, item, styles, end)
     panels[0].set_ylabel("share of problems solved")
     panels[len(panels) // 2].set_xlabel("time over that of the fastest solver on the problem")
-    legend(figure, ordered(profiles[0].ratios, styles), styles)
+    names = {name for item in profiles for name, ratios in item.ratios.items() if ratios.size}
+    legend(figure, ordered(names, styles), styles)
     return figure
 
 
@@ -53,7 +54,7 @@ def _panel(axes: Any, item: Profile, styles: Mapping[str, Look], end: float) -> 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _multiple(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-    axes.set_title(f"within {percent(item.within)}: {item.solved} of {item.problems} by any")
+    axes.set_title(f"within {100 * item.within:g} %: {item.solved} of {item.problems} problems")
 
 
 def _multiple(value: float) -> str:

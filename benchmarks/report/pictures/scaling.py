@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wdmoe_opt.benchmarks.report.pictures.style import Look, grid, ordered, time_axis
+from wdmoe_opt.benchmarks.report.pictures.style import Look, grid, ordered, size_axis, time_axis
 from wdmoe_opt.benchmarks.report.scaling import LEAST, exponents, ratios_along, times_along
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
     if not axes_names:
         return f"no rows vary a size over {LEAST} values or more"
     fits = exponents(rows, task).set_index(["axis", "solver"])["exponent"]
-    figure, panels = grid(len(axes_names), 4.1)
+    figure, panels = grid(len(axes_names), 3.9, columns=1)
     for axes, axis in zip(panels, axes_names, strict=True):
         part = table[table["axis"] == axis]
         for name in ordered(part["solver"].unique(), styles):
@@ -35,8 +35,8 @@ def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
         axes.set_xscale("log")
         axes.set_yscale("log")
         time_axis(axes.yaxis)
-        _size_axis(axes.xaxis)
-        axes.set_xlabel(f"{axis}")
+        size_axis(axes.xaxis, part["axis_value"])
+        axes.set_xlabel(axis)
         axes.set_ylabel("warm time, median")
         _beside(axes, "solver  exponent")
     return figure
@@ -48,7 +48,7 @@ def draw_radio(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any
     axes_names = [name for name, part in table.groupby("axis") if part["axis_value"].nunique() > 1]
     if not axes_names:
         return "no rows vary a quantity other than the size, with topk-uniform among the solvers"
-    figure, panels = grid(len(axes_names), 4.1)
+    figure, panels = grid(len(axes_names), 3.9, columns=1)
     for axes, axis in zip(panels, axes_names, strict=True):
         part = table[table["axis"] == axis]
         for name in ordered(part["solver"].unique(), styles):
@@ -57,7 +57,7 @@ def draw_radio(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any
         spread = part["axis_value"].max() / max(part["axis_value"].min(), 1e-300)
         if part["axis_value"].min() > 0 and spread >= 8:
             axes.set_xscale("log")
-            _size_axis(axes.xaxis)
+            size_axis(axes.xaxis, part["axis_value"])
         axes.set_ylim(0.0, 1.05 * max(1.0, float(part["ratio"].max())))
         axes.set_xlabel(f"{axis}, {UNITS[axis]}" if axis in UNITS else axis)
         axes.set_ylabel("latency over topk-uniform")
@@ -68,17 +68,3 @@ def draw_radio(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any
 def _beside(axes: Any, title: str) -> None:
     axes.legend(title=title, loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=2.2,
                 alignment="left", title_fontsize=9.5)  # fmt: skip
-
-
-def _size_axis(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _short(value: float) -> str:
-    if value >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"

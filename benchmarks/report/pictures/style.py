@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from wdmoe_opt.benchmarks.report.results import present
@@ -19,7 +20,7 @@ FIXED = {
 }  # fmt: skip
 FREE = ("#882255", "#44AA99", "#999933", "#AA4499", "#117733", "#661100", "#6699CC", "#DDAA33", "#004488",
         "#BB5566", "#B8860B", "#88CCEE")  # fmt: skip
-LINES = {"ours": "-", "baseline": (0, (1, 1.2)), "peer": (0, (4, 1.6)), "plugin": (0, (6, 1.5, 1, 1.5))}
+LINES = {"ours": "-", "baseline": (0, (1, 1.2)), "peer": (0, (3.2, 1.2)), "plugin": (0, (5, 1.2, 1, 1.2))}
 MARKERS = "osD^vP*Xp<>h"
 GREY = "#595959"
 RC: dict[Any, Any] = {
@@ -48,6 +49,7 @@ RC: dict[Any, Any] = {
 }
 #: Inches; all pictures are as wide as the page.
 WIDTH = 10.4
+MOST_TICKS = 12
 
 
 @dataclass(frozen=True)
@@ -57,22 +59,24 @@ class Look:
     color: str
     line: Any
     marker: str
+    #: Another configuration of a family: the same colour, thinner and hollow.
+    variant: bool = False
 
     @property
     def curve(self) -> dict[str, Any]:
         """Arguments of a line."""
-        return {"color": self.color, "linestyle": self.line}
+        return {"color": self.color, "linestyle": self.line, "linewidth": 1.0 if self.variant else 1.8}
 
     @property
     def dots(self) -> dict[str, Any]:
         """Arguments of a line with markers."""
-        return {**self.curve, "marker": self.marker}
+        return {**self.curve, "marker": self.marker, "fillstyle": "none" if self.variant else "full"}
 
 
 def looks(rows: pd.DataFrame) -> dict[str, Look]:
     """Look of every solver and family of the rows; labels of one family share it."""
     kinds = dict(zip(rows["family"], rows["kind"], strict=True))
-    families = [name for name in present(rows.assign(solver=rows["family"]))]
+    families = present(rows.assign(solver=rows["family"]))
     free = [name for name in families if name not in FIXED]
     colors: Mapping[str, str] = {**FIXED, **{name: FREE[i % len(FREE)] for i, name in enumerate(free)}}
     markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate([*FIXED, *free])}
@@ -81,7 +85,7 @@ def looks(rows: pd.DataFrame) -> dict[str, Look]:
         for name in families
     }  # fmt: skip
     pairs = rows[["solver", "family"]].drop_duplicates().itertuples(index=False)
-    return {**{str(solver): found[family] for solver, family in pairs}, **found}
+    return {**{str(solver): replace(found[family], variant=True) for solver, family in pairs}, **found}
 
 
 def ordered(names: Iterable[str], styles: Mapping[str, Look]) -> list[str]:
@@ -97,7 +101,8 @@ def grid(panels: int, height: float, columns: int = 2, **options: Any) -> tuple[
     columns = min(columns, panels)
     rows = -(-panels // columns)
     figure = Figure(figsize=(WIDTH, height * rows + 0.3), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
+    layout: Any = figure.get_layout_engine()
+    layout.set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     flat = list(axes.flat)
     for spare in flat[panels:]:
@@ -113,7 +118,7 @@ def legend(figure: Any, names: Iterable[str], styles: Mapping[str, Look], *, mar
         Line2D([], [], label=name, **(styles[name].dots if markers else styles[name].curve)) for name in names
     ]
     if handles:
-        figure.legend(handles=handles, loc="outside right upper", handlelength=2.6, labelspacing=0.6)
+        figure.legend(handles=handles, loc="outside right upper", handlelength=2.9, labelspacing=0.6)
 
 
 def time_axis(axis: Any) -> None:
@@ -140,6 +145,28 @@ def percent_axis(axis: Any) -> None:
     axis.set_major_locator(LogLocator(10, numticks=9))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def size_axis(axis: Any, values: Iterable[float]) -> None:
+    """Log axis whose ticks are the sizes themselves, where they are few and far enough apart."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    sizes = sorted(set(values))
+    apart = all(b >= 1.5 * a for a, b in pairwise(sizes))
+    axis.set_major_locator(
+        FixedLocator(sizes) if apart and len(sizes) <= MOST_TICKS else LogLocator(10, numticks=8)
+    )
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def short_count(value: float) -> str:
+    """A tick: 8, 2k, 1M."""
+    for scale, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= 10 * scale or (value >= scale and value % (scale / 10) == 0):
+            return f"{value / scale:.3g}{letter}"
+    return f"{value:g}"
 
 
 def shorten(text: str, most: int = 46) -> str:

@@ -28,7 +28,9 @@ def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
         part = table[table["solver"] == name].sort_values("target", ascending=False)
         known = part[np.isfinite(part["median"])]
         time.plot(known["target"], known["median"], **styles[name].dots)
-        share.plot(part["target"], part["reached"], **styles[name].dots)
+        # Nothing after the first zero: tighter gaps are not reached either.
+        some = part["reached"].shift(1, fill_value=1.0) > 0
+        share.plot(part["target"][some], part["reached"][some], **styles[name].dots)
     time.set_yscale("log")
     time_axis(time.yaxis)
     time.set_title("median time (where half of the problems get there)")

@@ -37,17 +37,25 @@ def draw(rows: pd.DataFrame) -> Any:
 
 
 def _panel(axes: Any, part: pd.DataFrame) -> None:
-    for i, stage in part.iterrows():
-        mean = float(stage["mean"])
-        axes.bar(i, mean, width=0.62, color=COLORS[stage["stage"]])
-        spread = [[max(mean - stage["q1"], 0.0)], [max(stage["q3"] - mean, 0.0)]]
-        axes.errorbar(i, mean, yerr=spread, color="black", capsize=4, linewidth=1.1)
-        top = max(mean, float(stage["q3"]))
-        change = "" if i == 0 else f"\n{100 * (mean - 1):+.1f} %"
-        axes.annotate(f"{mean:.3f}{change}", (i, top), xytext=(0, 5), textcoords="offset points",
-                      ha="center", va="bottom", fontsize=9.5)  # fmt: skip
+    levels = part["mean"].astype(float).tolist()
+    top = max(1.0, float(part["q3"].max()))
+    for i, (stage, mean) in enumerate(zip(part["stage"], levels, strict=True)):
+        color = COLORS[stage]
+        axes.bar(i, mean, width=0.62, color=color)
+        axes.bar(i, 1.0 - mean, bottom=mean, width=0.62, color=color, alpha=0.16)
+        axes.annotate(
+            f"{mean:.3f}", (i, mean / 2), ha="center", va="center", color="white", fontweight="bold"
+        )
+        if i:
+            change = f"{100 * (mean - 1):+.1f} %".replace("-", "\N{MINUS SIGN}")
+            axes.annotate(change, (i, top), xytext=(0, 7),
+                          textcoords="offset points", ha="center", va="bottom")  # fmt: skip
+    below = (part["mean"] - part["q1"]).clip(lower=0.0)
+    above = (part["q3"] - part["mean"]).clip(lower=0.0)
+    axes.errorbar(range(len(part)), levels, yerr=[below, above], color="black", capsize=5, linewidth=0,
+                  elinewidth=1.2)  # fmt: skip
     axes.axhline(1.0, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)))
     axes.set_xticks(range(len(part)), [LABELS[stage] for stage in part["stage"]])
     axes.grid(visible=False, axis="x")
-    axes.set_ylim(0.0, 1.3 * max(1.0, float(part["q3"].max())))
+    axes.set_ylim(0.0, 1.18 * top)
     axes.set_ylabel("latency over plain top-k")
