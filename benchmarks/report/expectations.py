@@ -85,7 +85,7 @@ def bandwidth_advantage(rows: pd.DataFrame, peer: str) -> NDArray[np.float64]:
     """Fastest time of the peers named so over that of this package, per bandwidth problem."""
     own = main_rows(task_rows(rows, "bandwidth"))
     own = own[own["answered"]]
-    ours = own[own["solver"] == reference(own)].set_index("problem")["time_s"]
+    ours = own[own["family"] == reference(own)].groupby("problem")["time_s"].min()
     named = own["solver"].str.contains(peer) | own["method"].str.contains(peer)
     theirs = own[named & (own["kind"] == "peer")].groupby("problem")["time_s"].min()
     return _known((theirs / ours).to_numpy())
@@ -94,7 +94,8 @@ def bandwidth_advantage(rows: pd.DataFrame, peer: str) -> NDArray[np.float64]:
 def metric_evaluations(rows: pd.DataFrame, method: str) -> NDArray[np.float64]:
     """Time of a method over that of one evaluation, on single blocks of 512 tokens and 8 devices."""
     own = main_rows(task_rows(rows, "joint"))
-    own = own[(own["solver"] == method) & own["answered"] & (own["tokens"] == 512) & (own["devices"] == 8)]
+    own = own[(own["family"] == method) & own["answered"]]
+    own = own[(own["tokens"] == 512) & (own["devices"] == 8) & (own["blocks"] == 1)]
     return _known((own["time_s"] / own["metric_s"]).to_numpy())
 
 

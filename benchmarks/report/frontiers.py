@@ -78,7 +78,8 @@ def common_name(names: Iterable[str]) -> str:
     shared = "".join(letters[0] for letters in same)
     if all(name == shared for name in known):
         return shared
-    return shared.rpartition(" ")[0].removesuffix(" at") or shared or known[0]
+    words = shared.rpartition(" ")[0].removesuffix(" at").removesuffix(" floor").rstrip(" ,")
+    return words or shared or known[0]
 
 
 def _varied(items: list[tuple[Any, str]], weights: list[int], most: int) -> list[Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Seconds.
 BUDGETS = tuple(float(f"{base}e{power}") for power in range(-4, 3) for base in (1, 2, 5))
-TARGETS = (0.2, 0.1, 0.05, 0.02, 0.01, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4)
+TARGETS = (0.2, *(float(f"{base}e{power}") for power in range(-1, -7, -1) for base in (1, 0.5, 0.2)))
 COLUMNS = (
     "solver", "kind", "problems", "unanswered", "q1", "median", "q3", "worst", "within_1", "within_01",
 )  # fmt: skip

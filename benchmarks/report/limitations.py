@@ -18,6 +18,8 @@ FEW_SEEDS = 5
 NOISY = 0.2
 #: Share of its time limit after which a row counts as stopped by it.
 AT_LIMIT = 0.98
+#: Suites whose cases are drawn throughout, without saying so in every name.
+SYNTHETIC_SUITES = ("scaling", "tiny")
 #: Most names in a sentence.
 NAMES = 8
 
@@ -27,7 +29,7 @@ def limitations(rows: pd.DataFrame) -> list[str]:
     if not len(rows):
         return ["There are no rows: nothing was measured."]
     parts = (
-        _broken_claims, _unchecked_claims, _lost, _unavailable, _refused, _at_limit, _below_floor,
+        _broken_claims, _unchecked_claims, _lost, _unavailable, _refused, _at_limit, _invalid, _below_floor,
         _unbounded, _without_base, _uneven, _few_seeds, _noisy, _cold_only, _machines, _synthetic,
     )  # fmt: skip
     return [sentence for part in parts for sentence in part(rows)]
@@ -107,6 +109,16 @@ def _at_limit(rows: pd.DataFrame) -> Iterator[str]:
         )
 
 
+def _invalid(rows: pd.DataFrame) -> Iterator[str]:
+    part = rows[(rows["state"] == "ok") & ~rows["priced"]]
+    if len(part):
+        broken = part["violations"].replace("", "no value").str.split(r"[\[ ;]", regex=True).str[0]
+        yield (
+            f"{_count(len(part), 'row')} returned a point that breaks a constraint other than the floor on "
+            f"retention ({_names(broken)}) and count as unanswered: {_names(part['solver'])}."
+        )
+
+
 def _below_floor(rows: pd.DataFrame) -> Iterator[str]:
     part = rows[rows["priced"] & ~rows["answered"]]
     if len(part):
@@ -119,11 +131,17 @@ def _below_floor(rows: pd.DataFrame) -> Iterator[str]:
 
 def _unbounded(rows: pd.DataFrame) -> Iterator[str]:
     problems = rows["problem"].nunique()
-    without = problems - rows["problem"][rows["bound"].notna()].nunique()
+    without = rows["problem"][rows["bound"].isna()].nunique()
     if without:
         yield (
             f"{without} of {_count(problems, 'problem')} have no certified bound: they are in no gap, "
             "profile or time to a gap."
+        )
+    stand_in = rows["problem"][rows["bound"].notna() & ~rows["certified_bound"]].nunique()
+    if stand_in:
+        yield (
+            f"In {_count(stand_in, 'problem')} of the bandwidth task, which is convex, the best value that "
+            "any solver found stands in for a certified bound: the best of them has gap 0 by construction."
         )
 
 
@@ -205,9 +223,9 @@ def describe_json(text: str) -> str:
 
 
 def _synthetic(rows: pd.DataFrame) -> Iterator[str]:
-    words = rows["group"].str.contains("synthetic", case=False) | rows["case"].str.contains(
-        "synthetic", case=False
-    )
+    words = rows["suite"].isin(SYNTHETIC_SUITES)
+    for column in ("group", "case"):
+        words |= rows[column].str.contains("synthetic", case=False)
     cases = rows["case"].nunique()
     made = rows[words]
     if len(made):

@@ -195,7 +195,7 @@ def _time_pictures(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) ->
             f"budget-{task}", "Gap at a fixed time budget",
             "Median over problems of the best gap among all configurations of a solver that end within the "
             "budget; bands are quartiles. A curve starts (marker) where half of the problems have an answer, "
-            "and stays where more time does not help. Gaps below 0.001 % are drawn there.",
+            "and stays where more time does not help. Gaps below 0.00001 % are drawn there.",
             lambda: budget.draw(rows, task, styles),
         ),
         make_picture(

@@ -76,7 +76,7 @@ def relative_latency(rows: pd.DataFrame, task: str, reference: str) -> pd.DataFr
     others = rows[is_base(rows) & (rows["task"] != task)]
     known = with_ratio(pd.concat([own, others], ignore_index=True) if len(others) else own)
     known = known[(known["task"] == task) & (known["band"] != "")]
-    to_beat = known[known["solver"] == reference].set_index("problem")["ratio"]
+    to_beat = known[known["family"] == reference].groupby("problem")["ratio"].min()
     known["over"] = known["ratio"] / known["problem"].map(to_beat)
     groups = known.groupby(["band", "solver"], sort=False)
     found = [_line(name, solver, part) for (name, solver), part in groups]

@@ -32,6 +32,8 @@ PROBLEM = (
 )  # fmt: skip
 #: Rows that share these as well are the same measurement; the later one counts.
 MEASUREMENT = (*PROBLEM, "solver", "method", "options", "time_limit_s", "rel_gap")
+#: Violations of floors, as `Violation` writes them, joined by semicolons.
+_FLOOR = r"min_(?:token_)?retention"
 #: A mean of rounded weights may miss a band's edge by this much.
 ROUNDING = 1e-6
 
@@ -92,9 +94,10 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         Also with ``problem`` (its number), ``answered`` (a feasible point was returned), ``priced`` (a point
         was returned that breaks nothing but the floor on retention, if that), ``time_s`` (warm time, else
-        cold), ``bound`` (best certified bound of the problem), ``bound_gap`` (distance to it, over the
-        value; inf without an answer, NaN without a bound) and ``family`` (one label for all configurations
-        of a method with the same options).
+        cold), ``bound`` (best certified bound of the problem; in the bandwidth task, which is convex, the
+        best value found where nothing is certified), ``certified_bound`` (whether it is certified), ``bound_gap``
+        (distance to it, over the value; inf without an answer, NaN without a bound) and ``family`` (one
+        label for all configurations of a method with the same options in a task).
     """
     _check(frame, "the frame")
     rows = _typed(frame)
@@ -107,6 +110,8 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     rows["family"] = _families(rows)
     rows["time_s"] = rows["warm_s"].fillna(rows["cold_s"])
     rows["bound"] = _best_bound(rows)
+    rows["certified_bound"] = rows["bound"].notna()
+    rows["bound"] = rows["bound"].fillna(_best_value(rows))
     rows["bound_gap"] = _bound_gap(rows)
     return rows
 
@@ -134,17 +139,18 @@ def _true(value: Any) -> bool:
 def _short_of_floor(rows: pd.DataFrame) -> pd.Series:
     known = np.isfinite(rows["latency_s"]) & np.isfinite(rows["retention"])
     point = rows["state"].isin(("ok", "no-point"))
-    return point & known & rows["violations"].str.startswith("min_retention")
+    only = rows["violations"].str.fullmatch(rf"{_FLOOR}[^;]*(; {_FLOOR}[^;]*)*").astype(bool)
+    return point & known & only
 
 
 def _families(rows: pd.DataFrame) -> pd.Series:
-    """Shortest label of every method and options; without a method the label itself."""
-    labels = rows[["method", "options", "solver"]].drop_duplicates()
+    """Shortest label of every method and options in a task; without a method the label itself."""
+    key = ["task", "method", "options"]
+    labels = rows[[*key, "solver"]].drop_duplicates()
     labels = labels.assign(length=labels["solver"].str.len()).sort_values(["length", "solver"])
-    first = labels.groupby(["method", "options"])["solver"].first()
-    keys = zip(rows["method"], rows["options"], rows["solver"], strict=True)
-    names = [first[method, options] if method else solver for method, options, solver in keys]
-    return rows["solver"].where(rows["method"] == "", names)
+    first = labels.drop_duplicates(key).set_index(key)["solver"].to_dict()
+    names = [first[tuple(values)] for values in rows[key].itertuples(index=False)]
+    return rows["solver"].where(rows["method"] == "", names).astype(str)
 
 
 def maximised(rows: pd.DataFrame) -> pd.Series:
@@ -159,6 +165,13 @@ def _best_bound(rows: pd.DataFrame) -> pd.Series:
     sign = np.where(maximised(rows), -1.0, 1.0)
     bounds = (sign * rows["lower_bound"]).where(proved)
     return sign * bounds.groupby(rows["problem"]).transform("max")
+
+
+def _best_value(rows: pd.DataFrame) -> pd.Series:
+    """Best value that any solver found for a problem of the bandwidth task."""
+    sign = np.where(maximised(rows), -1.0, 1.0)
+    values = (sign * rows["value"]).where(rows["answered"] & (rows["task"] == "bandwidth"))
+    return sign * values.groupby(rows["problem"]).transform("min")
 
 
 def _bound_gap(rows: pd.DataFrame) -> pd.Series:

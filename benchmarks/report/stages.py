@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wdmoe_opt.benchmarks.report.relative import BASE_METHOD, CASE, with_ratio
+from wdmoe_opt.benchmarks.report.frontiers import INSTANCE
+from wdmoe_opt.benchmarks.report.relative import BASE_METHOD, with_ratio
 from wdmoe_opt.benchmarks.report.results import ROUNDING, main_rows, task_rows
 from wdmoe_opt.benchmarks.report.spread import geometric_mean, quantile
 
@@ -30,15 +31,19 @@ def paper_stages(rows: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    own = main_rows(task_rows(rows[rows["suite"] == SUITE], "joint"))
-    known = with_ratio(own[own["priced"]])
+    known = _joint(rows)
     found = []
     for group, part in known.groupby("group", sort=False):
         stages = {name: part[part["method"] == method] for name, method in STAGES.items()}
-        stages = {name: stage.drop_duplicates(list(CASE)) for name, stage in stages.items()}
+        stages = {name: stage.drop_duplicates(list(INSTANCE)) for name, stage in stages.items()}
         stages[CERTIFIED] = _same_retention(part)
         found += [_stage(str(group), name, stage) for name, stage in stages.items() if len(stage)]
     return pd.DataFrame(found, columns=["group", "stage", "cases", "mean", "q1", "q3", "retention"])
+
+
+def _joint(rows: pd.DataFrame) -> pd.DataFrame:
+    own = main_rows(task_rows(rows[rows["suite"] == SUITE], "joint"))
+    return with_ratio(own[own["priced"]])
 
 
 def _stage(group: str, name: str, rows: pd.DataFrame) -> dict[str, object]:
@@ -51,11 +56,11 @@ def _stage(group: str, name: str, rows: pd.DataFrame) -> dict[str, object]:
 
 def _same_retention(part: pd.DataFrame) -> pd.DataFrame:
     """Certified rows that keep at least what the paper's policy keeps, the nearest per case."""
-    policy = part[part["method"] == STAGES["both: the paper's policy"]].drop_duplicates(list(CASE))
+    policy = part[part["method"] == STAGES["both: the paper's policy"]].drop_duplicates(list(INSTANCE))
     certified = part[part["method"] == "certified"]
-    both = certified.merge(policy[[*CASE, "retention"]], on=list(CASE), suffixes=("", "_policy"))
+    both = certified.merge(policy[[*INSTANCE, "retention"]], on=list(INSTANCE), suffixes=("", "_policy"))
     enough = both[both["answered"] & (both["retention"] >= both["retention_policy"] - ROUNDING)]
-    return enough.sort_values("retention", kind="stable").drop_duplicates(list(CASE))
+    return enough.sort_values("retention", kind="stable").drop_duplicates(list(INSTANCE))
 
 
 def left_on_the_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -66,12 +71,11 @@ def left_on_the_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    own = main_rows(task_rows(rows[rows["suite"] == SUITE], "joint"))
     found = []
-    for group, part in own[own["priced"]].groupby("group", sort=False):
-        policy = part[part["method"] == "wdmoe"].drop_duplicates(list(CASE))
+    for group, part in _joint(rows).groupby("group", sort=False):
+        policy = part[part["method"] == "wdmoe"].drop_duplicates(list(INSTANCE))
         nearest = _same_retention(part)
-        both = nearest.merge(policy[[*CASE, "latency_s"]], on=list(CASE), suffixes=("", "_policy"))
+        both = nearest.merge(policy[[*INSTANCE, "latency_s"]], on=list(INSTANCE), suffixes=("", "_policy"))
         if len(both):
             saved = 1 - geometric_mean(both["latency_s"] / both["latency_s_policy"])
             # A bound for a floor above what the policy keeps says nothing about the policy.

@@ -92,11 +92,16 @@ def relative_table(frame: pd.DataFrame, task: str, reference: str) -> Table:
 
 def gap_table(frame: pd.DataFrame, task: str) -> Table:
     """Table of `gaps.gap_table`."""
+    stand_in = (
+        " Where no row proves one, the best value that any row reaches stands in: the task is convex."
+        if task == "bandwidth"
+        else ""
+    )
     return make_table(
         f"gap-{task}",
         "Gap to the best certified bound",
         "Distance of the value to the best certified bound that any row proves for the same problem, over "
-        "the value. A problem without an answer has an infinite gap and stays in every column.",
+        f"the value. A problem without an answer has an infinite gap and stays in every column.{stand_in}",
         (
             *SOLVER, Column("problems", "problems", figures.count),
             Column("unanswered", "unanswered", figures.count), Column("q1", "Q1", figures.percent),

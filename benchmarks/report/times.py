@@ -38,7 +38,7 @@ class TimeTable:
     shift : float
         s.
     reference : str
-        Solver that ``ratio`` is relative to.
+        Family that ``ratio`` is relative to.
     """
 
     table: pd.DataFrame
@@ -61,29 +61,25 @@ def time_table(rows: pd.DataFrame, task: str) -> TimeTable:
     own = own.assign(charged=charged(own))
     own["metrics"] = (own["charged"] / own["metric_s"]).where(own["answered"] & (own["metric_s"] > 0))
     shift = power_of_ten(median(own["charged"][own["answered"]]))
-    per_problem = {
-        solver: part.set_index("problem")["charged"].dropna()
-        for solver, part in own.groupby("solver", sort=False)
-    }
     chosen = reference(own)
-    found = [
-        _line(part, per_problem[solver], shift)
-        | _against(per_problem[solver], per_problem.get(chosen, per_problem[solver].iloc[:0]))
-        for solver, part in own.groupby("solver", sort=False)
-    ]
+    base = own[own["family"] == chosen].groupby("problem")["charged"].min().dropna()
+    found = []
+    for _, part in own.groupby("solver", sort=False):
+        times = part.set_index("problem")["charged"].dropna()
+        found.append(_line(part, times, shift) | _against(times, base))
     table = pd.DataFrame(found, columns=list(COLUMNS)).sort_values(["mean", "solver"], ignore_index=True)
     return TimeTable(table, shift, chosen)
 
 
 def reference(rows: pd.DataFrame) -> str:
-    """`certified`, else this package's solver with the most answers, then the fastest; "" without any."""
+    """Family of `certified`, else of this package with the most answers, then the fastest; "" without any."""
     ours = rows[rows["kind"] == "ours"]
     ours = ours if len(ours) else rows
     if not len(ours):
         return ""
-    if (ours["solver"] == "certified").any():
-        return "certified"
-    by = ours.groupby("solver").agg(problems=("answered", "sum"), time=("time_s", "median"))
+    if (ours["method"] == "certified").any():
+        ours = ours[ours["method"] == "certified"]
+    by = ours.groupby("family").agg(problems=("answered", "sum"), time=("time_s", "median"))
     return str(by.sort_values(["problems", "time"], ascending=[False, True]).index[0])
 
 

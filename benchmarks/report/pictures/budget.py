@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Gaps below this are drawn here: a log axis has no zero.
-LEAST = 1e-5
+LEAST = 1e-7
 
 
 def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
@@ -37,7 +37,7 @@ def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
     axes.set_xscale("log")
     axes.set_yscale("log")
     longest = table["budget"][table["budget"] >= task_rows(rows, task)["time_s"].max()]
-    axes.set_xlim(known["budget"].min() / 1.3, longest.min() if len(longest) else table["budget"].max())
+    axes.set_xlim(known["budget"].min() / 1.3, 1.6 * longest.min() if len(longest) else table["budget"].max())
     lowest = max(LEAST, float(known["median"].min()))
     axes.set_ylim(0.4 * lowest, min(1.2, 3 * float(known["median"].max()) + LEAST))
     axes.set_xlabel("time budget")

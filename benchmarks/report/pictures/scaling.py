@@ -13,7 +13,7 @@ from wdmoe_opt.benchmarks.report.scaling import LEAST, exponents, ratios_along, 
 if TYPE_CHECKING:
     import pandas as pd
 
-UNITS = {"bandwidth": "MHz", "distance": "m"}
+UNITS = {"bandwidth_mhz": "bandwidth, MHz", "distance_m": "distance, m"}
 
 
 def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
@@ -59,7 +59,7 @@ def draw_radio(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any
             axes.set_xscale("log")
             size_axis(axes.xaxis, part["axis_value"])
         axes.set_ylim(0.0, 1.05 * max(1.0, float(part["ratio"].max())))
-        axes.set_xlabel(f"{axis}, {UNITS[axis]}" if axis in UNITS else axis)
+        axes.set_xlabel(UNITS.get(axis, axis))
         axes.set_ylabel("latency over topk-uniform")
         _beside(axes, "solver")
     return figure

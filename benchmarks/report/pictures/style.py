@@ -74,18 +74,31 @@ class Look:
 
 
 def looks(rows: pd.DataFrame) -> dict[str, Look]:
-    """Look of every solver and family of the rows; labels of one family share it."""
-    kinds = dict(zip(rows["family"], rows["kind"], strict=True))
+    """Look of every solver and family of the rows, in the order of kinds and names.
+
+    A method with its options has one colour and marker, whatever it is called in a suite.
+    """
     families = present(rows.assign(solver=rows["family"]))
-    free = [name for name in families if name not in FIXED]
-    colors: Mapping[str, str] = {**FIXED, **{name: FREE[i % len(FREE)] for i, name in enumerate(free)}}
-    markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate([*FIXED, *free])}
+    firsts = rows.drop_duplicates("family").set_index("family")
+    keys = {name: _identity(firsts.loc[name]) for name in families}
+    free = [key for key in dict.fromkeys(keys.values()) if key not in FIXED]
+    colors: Mapping[str, str] = {**FIXED, **{key: FREE[i % len(FREE)] for i, key in enumerate(free)}}
+    markers = {key: MARKERS[i % len(MARKERS)] for i, key in enumerate([*FIXED, *free])}
     found = {
-        name: Look(colors[name], LINES.get(kinds[name], "-"), markers[name])
-        for name in families
-    }  # fmt: skip
-    pairs = rows[["solver", "family"]].drop_duplicates().itertuples(index=False)
-    return {**{str(solver): replace(found[family], variant=True) for solver, family in pairs}, **found}
+        name: Look(colors[key], LINES.get(firsts.loc[name, "kind"], "-"), markers[key])
+        for name, key in keys.items()
+    }
+    styles = dict(found)
+    for solver, family in rows[["solver", "family"]].drop_duplicates().itertuples(index=False):
+        if solver not in found:
+            styles[str(solver)] = replace(found[family], variant=True)
+    return {name: styles[name] for name in [*present(rows), *families]}
+
+
+def _identity(row: pd.Series) -> str:
+    """Method, with its options where it has any."""
+    method = str(row["method"] or row["solver"])
+    return method if row["options"] in ("", "{}") else f"{method} {row['options']}"
 
 
 def ordered(names: Iterable[str], styles: Mapping[str, Look]) -> list[str]:

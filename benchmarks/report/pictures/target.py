@@ -21,6 +21,9 @@ def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
         return "no problem of this task has a certified bound"
     if not np.isfinite(table["median"]).any():
         return "no solver reaches any of the gaps on half of the problems"
+    tightest = table["target"][table["reached"] > 0].min()
+    # One target that nobody reaches shows where the curves end.
+    table = table[table["target"] >= tightest / 2.6]
     figure, (time, share) = grid(2, 3.9)
     reaching = table.groupby("solver")["reached"].max()
     names = ordered(reaching[reaching > 0].index, styles)
