@@ -47,6 +47,8 @@ def make_picture(name: str, title: str, caption: str, draw: Callable[[], Any]) -
             return Picture(name, title, caption, reason=figure)
         # Without the date and the version of the drawing program, equal results give equal files.
         png = _saved(figure, "png", {"Software": None})
+        # The layout is that of the first file.
+        figure.set_layout_engine("none")
         svg = _saved(figure, "svg", {"Date": None, "Creator": None})
     width, height = (round(100 * length) for length in figure.get_size_inches())
     return Picture(name, title, caption, png, svg, "", width, height)

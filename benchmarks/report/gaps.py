@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wdmoe_opt.benchmarks.report.results import main_rows, task_rows
+from wdmoe_opt.benchmarks.report.results import aggregate, main_rows, task_rows
 from wdmoe_opt.benchmarks.report.spread import median, quantile
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ def gap_table(rows: pd.DataFrame, task: str) -> pd.DataFrame:
     Columns ``problems``, ``unanswered``, ``median``, ``q1``, ``q3``, ``worst``, ``within_1``, ``within_01``
     (shares within 1 % and 0.1 %).
     """
-    import pandas as pd
-
     found = []
     for solver, part in main_rows(bounded(rows, task)).groupby("solver", sort=False):
         gaps = part["bound_gap"].to_numpy()
@@ -50,9 +48,7 @@ def gap_table(rows: pd.DataFrame, task: str) -> pd.DataFrame:
                 "within_01": float((gaps <= 0.001 + SLACK).mean()),
             }
         )  # fmt: skip
-    return pd.DataFrame(found, columns=list(COLUMNS)).sort_values(
-        ["median", "q3", "solver"], ignore_index=True
-    )
+    return aggregate(found, COLUMNS).sort_values(["median", "q3", "solver"], ignore_index=True)
 
 
 def gap_at_budget(rows: pd.DataFrame, task: str, budgets: Sequence[float] = BUDGETS) -> pd.DataFrame:
@@ -61,8 +57,6 @@ def gap_at_budget(rows: pd.DataFrame, task: str, budgets: Sequence[float] = BUDG
     Columns ``solver`` (the family), ``budget`` (s), ``q1``, ``median``, ``q3`` (inf where so many have no
     answer yet) and ``answered`` (share of the problems with one).
     """
-    import pandas as pd
-
     own = bounded(rows, task)
     found = []
     for solver, part in own.groupby("family", sort=False):
@@ -76,7 +70,7 @@ def gap_at_budget(rows: pd.DataFrame, task: str, budgets: Sequence[float] = BUDG
                     "q3": quantile(best, 0.75), "answered": float(np.isfinite(best).mean()),
                 }
             )  # fmt: skip
-    return pd.DataFrame(found, columns=["solver", "budget", "q1", "median", "q3", "answered"])
+    return aggregate(found, ["solver", "budget", "q1", "median", "q3", "answered"])
 
 
 def time_to_gap(rows: pd.DataFrame, task: str, targets: Sequence[float] = TARGETS) -> pd.DataFrame:
@@ -85,8 +79,6 @@ def time_to_gap(rows: pd.DataFrame, task: str, targets: Sequence[float] = TARGET
     Columns ``solver`` (the family), ``target``, ``reached`` (share of the problems) and ``median``
     (s; inf where at most half are reached).
     """
-    import pandas as pd
-
     own = bounded(rows, task)
     found = []
     for solver, part in own.groupby("family", sort=False):
@@ -96,4 +88,4 @@ def time_to_gap(rows: pd.DataFrame, task: str, targets: Sequence[float] = TARGET
             time = close.groupby("problem")["time_s"].min().reindex(index).fillna(np.inf)
             reached = float(np.isfinite(time).mean())
             found.append({"solver": solver, "target": target, "reached": reached, "median": median(time)})
-    return pd.DataFrame(found, columns=["solver", "target", "reached", "median"])
+    return aggregate(found, ["solver", "target", "reached", "median"])

@@ -47,6 +47,14 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _have(number: int) -> str:
+    return "has" if number == 1 else "have"
+
+
 def _broken_claims(rows: pd.DataFrame) -> Iterator[str]:
     broken = rows[rows["claim_holds"] == "no"]
     if len(broken):
@@ -92,8 +100,8 @@ def _refused(rows: pd.DataFrame) -> Iterator[str]:
     part = rows[rows["state"] == "refused"]
     if len(part):
         yield (
-            f"{_count(len(part), 'row')} were refused by the solver as too large or of a kind that it does "
-            f"not take: {_names(part['solver'])}.{_reason(part)}"
+            f"{_count(len(part), 'row')} {_were(len(part))} refused by the solver as too large or of a "
+            f"kind that it does not take: {_names(part['solver'])}.{_reason(part)}"
         )
 
 
@@ -134,8 +142,8 @@ def _unbounded(rows: pd.DataFrame) -> Iterator[str]:
     without = rows["problem"][rows["bound"].isna()].nunique()
     if without:
         yield (
-            f"{without} of {_count(problems, 'problem')} have no certified bound: they are in no gap, "
-            "profile or time to a gap."
+            f"{without} of {_count(problems, 'problem')} {_have(without)} no certified bound and count "
+            "in no gap, profile or time to a gap."
         )
     stand_in = rows["problem"][rows["bound"].notna() & ~rows["certified_bound"]].nunique()
     if stand_in:
@@ -195,7 +203,7 @@ def _cold_only(rows: pd.DataFrame) -> Iterator[str]:
     part = rows[rows["answered"] & rows["warm_s"].isna() & rows["cold_s"].notna()]
     if len(part):
         yield (
-            f"{_count(len(part), 'row')} have a cold time only, which stands for the warm one: "
+            f"{_count(len(part), 'row')} {_have(len(part))} a cold time only, which stands for the warm one: "
             f"{_names(part['solver'])}."
         )
 

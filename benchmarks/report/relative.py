@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wdmoe_opt.benchmarks.report.results import ROUNDING, main_rows, task_rows
+from wdmoe_opt.benchmarks.report.results import ROUNDING, aggregate, main_rows, task_rows
 from wdmoe_opt.benchmarks.report.spread import geometric_mean, quantile
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def relative_latency(rows: pd.DataFrame, task: str, reference: str) -> pd.DataFr
     known["over"] = known["ratio"] / known["problem"].map(to_beat)
     groups = known.groupby(["band", "solver"], sort=False)
     found = [_line(name, solver, part) for (name, solver), part in groups]
-    table = pd.DataFrame(found, columns=list(COLUMNS))
+    table = aggregate(found, COLUMNS)
     rank = table["band"].map({name: i for i, name in enumerate(BANDS)})
     order = np.lexsort((table["solver"], table["mean"].astype(float), rank.astype(float)))
     return table.iloc[order].reset_index(drop=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ NUMBERS = (
 )  # fmt: skip
 FLAGS = ("feasible", "claims_optimal")
 REQUIRED = ("suite", "case", "task", "solver", "state")
+#: Columns of aggregated frames that are texts.
+AGGREGATE_TEXT = ("solver", "kind", "band", "axis", "group", "stage")
 TASKS = ("joint", "bandwidth")
 STATES = ("ok", "no-point", "refused", "unavailable", "failed", "timeout")
 #: Rows that share these columns solve the same problem; the seed may change the instance.
@@ -95,9 +98,9 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
         Also with ``problem`` (its number), ``answered`` (a feasible point was returned), ``priced`` (a point
         was returned that breaks nothing but the floor on retention, if that), ``time_s`` (warm time, else
         cold), ``bound`` (best certified bound of the problem; in the bandwidth task, which is convex, the
-        best value found where nothing is certified), ``certified_bound`` (whether it is certified), ``bound_gap``
-        (distance to it, over the value; inf without an answer, NaN without a bound) and ``family`` (one
-        label for all configurations of a method with the same options in a task).
+        best value found where nothing is certified), ``certified_bound`` (whether it is certified),
+        ``bound_gap`` (distance to it, over the value; inf without an answer, NaN without a bound) and
+        ``family`` (one label for all configurations of a method with the same options in a task).
     """
     _check(frame, "the frame")
     rows = _typed(frame)
@@ -181,6 +184,14 @@ def _bound_gap(rows: pd.DataFrame) -> pd.Series:
     gap = gap.mask(rows["value"] == rows["bound"], 0.0)
     gap = gap.mask(~rows["answered"], np.inf)
     return gap.where(rows["bound"].notna())
+
+
+def aggregate(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Aggregated records as a frame whose columns keep their type where there is no record."""
+    import pandas as pd
+
+    table = pd.DataFrame(list(records), columns=list(columns))
+    return table.astype({name: object if name in AGGREGATE_TEXT else float for name in columns})
 
 
 def task_rows(rows: pd.DataFrame, task: str) -> pd.DataFrame:

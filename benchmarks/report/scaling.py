@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wdmoe_opt.benchmarks.report.relative import with_ratio
-from wdmoe_opt.benchmarks.report.results import main_rows, task_rows
+from wdmoe_opt.benchmarks.report.results import aggregate, main_rows, task_rows
 from wdmoe_opt.benchmarks.report.spread import geometric_mean
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ def exponents(rows: pd.DataFrame, task: str) -> pd.DataFrame:
     Columns ``axis``, ``solver``, ``sizes``, ``smallest``, ``largest``, ``exponent``, ``r2`` and ``time_s``
     (at the largest size).
     """
-    import pandas as pd
-
     found = []
     for (axis, solver), part in times_along(rows, task).groupby(["axis", "solver"]):
         if len(part) < LEAST:
@@ -55,7 +53,7 @@ def exponents(rows: pd.DataFrame, task: str) -> pd.DataFrame:
             }
         )  # fmt: skip
     columns = ["axis", "solver", "sizes", "smallest", "largest", "exponent", "r2", "time_s"]
-    return pd.DataFrame(found, columns=columns).sort_values(["axis", "exponent"], ignore_index=True)
+    return aggregate(found, columns).sort_values(["axis", "exponent"], ignore_index=True)
 
 
 def ratios_along(rows: pd.DataFrame, task: str) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from wdmoe_opt.benchmarks.report.frontiers import INSTANCE
 from wdmoe_opt.benchmarks.report.relative import BASE_METHOD, with_ratio
-from wdmoe_opt.benchmarks.report.results import ROUNDING, main_rows, task_rows
+from wdmoe_opt.benchmarks.report.results import ROUNDING, aggregate, main_rows, task_rows
 from wdmoe_opt.benchmarks.report.spread import geometric_mean, quantile
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ def paper_stages(rows: pd.DataFrame) -> pd.DataFrame:
     "certified, same retention" is the certified point that keeps at least what the paper's policy keeps on
     the same case, and least more.
     """
-    import pandas as pd
-
     known = _joint(rows)
     found = []
     for group, part in known.groupby("group", sort=False):
@@ -38,7 +36,7 @@ def paper_stages(rows: pd.DataFrame) -> pd.DataFrame:
         stages = {name: stage.drop_duplicates(list(INSTANCE)) for name, stage in stages.items()}
         stages[CERTIFIED] = _same_retention(part)
         found += [_stage(str(group), name, stage) for name, stage in stages.items() if len(stage)]
-    return pd.DataFrame(found, columns=["group", "stage", "cases", "mean", "q1", "q3", "retention"])
+    return aggregate(found, ["group", "stage", "cases", "mean", "q1", "q3", "retention"])
 
 
 def _joint(rows: pd.DataFrame) -> pd.DataFrame:
@@ -69,8 +67,6 @@ def left_on_the_table(rows: pd.DataFrame) -> pd.DataFrame:
     Columns ``group``, ``cases``, ``saved`` (share of its latency that the certified point saves), ``most``
     (share that no point can exceed, by the certified bound).
     """
-    import pandas as pd
-
     found = []
     for group, part in _joint(rows).groupby("group", sort=False):
         policy = part[part["method"] == "wdmoe"].drop_duplicates(list(INSTANCE))
@@ -82,4 +78,4 @@ def left_on_the_table(rows: pd.DataFrame) -> pd.DataFrame:
             proved = both[both["min_retention"] <= both["retention_policy"] + ROUNDING]
             most = 1 - geometric_mean(proved["bound"] / proved["latency_s_policy"])
             found.append({"group": str(group), "cases": len(both), "saved": saved, "most": most})
-    return pd.DataFrame(found, columns=["group", "cases", "saved", "most"])
+    return aggregate(found, ["group", "cases", "saved", "most"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wdmoe_opt.benchmarks.report.results import main_rows, task_rows
+from wdmoe_opt.benchmarks.report.results import aggregate, main_rows, task_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,8 +18,6 @@ def success_table(rows: pd.DataFrame, task: str) -> pd.DataFrame:
     ``holds`` is the share of all rows whose claim of optimality was made and rechecked; ``broken`` and
     ``unchecked`` are numbers of claims.
     """
-    import pandas as pd
-
     found = []
     for solver, part in main_rows(task_rows(rows, task)).groupby("solver", sort=False):
         claims = part["claim_holds"][part["claims_optimal"]]
@@ -31,7 +29,7 @@ def success_table(rows: pd.DataFrame, task: str) -> pd.DataFrame:
                 "unchecked": int((~claims.isin(("yes", "no"))).sum()),
             }
         )  # fmt: skip
-    table = pd.DataFrame(found, columns=list(COLUMNS))
+    table = aggregate(found, COLUMNS)
     return table.sort_values(
         ["holds", "answered", "solver"], ascending=[False, False, True], ignore_index=True
     )

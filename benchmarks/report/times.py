@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wdmoe_opt.benchmarks.report.results import main_rows, task_rows
+from wdmoe_opt.benchmarks.report.results import aggregate, main_rows, task_rows
 from wdmoe_opt.benchmarks.report.spread import (
     geometric_mean,
     median,
@@ -55,8 +55,6 @@ def charged(rows: pd.DataFrame) -> pd.Series:
 
 def time_table(rows: pd.DataFrame, task: str) -> TimeTable:
     """Times of every solver of a task; those without an answer are charged as in `charged`."""
-    import pandas as pd
-
     own = main_rows(task_rows(rows, task))
     own = own.assign(charged=charged(own))
     own["metrics"] = (own["charged"] / own["metric_s"]).where(own["answered"] & (own["metric_s"] > 0))
@@ -67,7 +65,7 @@ def time_table(rows: pd.DataFrame, task: str) -> TimeTable:
     for _, part in own.groupby("solver", sort=False):
         times = part.set_index("problem")["charged"].dropna()
         found.append(_line(part, times, shift) | _against(times, base))
-    table = pd.DataFrame(found, columns=list(COLUMNS)).sort_values(["mean", "solver"], ignore_index=True)
+    table = aggregate(found, COLUMNS).sort_values(["mean", "solver"], ignore_index=True)
     return TimeTable(table, shift, chosen)
 
 
@@ -99,5 +97,6 @@ def _largest(values: pd.Series) -> float:
 
 
 def _against(times: pd.Series, base: pd.Series) -> dict[str, object]:
+    base = base[base > 0]
     both = times.index.intersection(base.index)
     return {"ratio": geometric_mean(times[both].to_numpy() / base[both].to_numpy()), "shared": len(both)}

@@ -10,19 +10,19 @@ import pytest
 
 pytest.importorskip("pandas")
 
-from fake_results import frame  # noqa: E402
+from fake_results import frame
 
-from wdmoe_opt.benchmarks.report import spread  # noqa: E402
-from wdmoe_opt.benchmarks.report.expectations import expectations  # noqa: E402
-from wdmoe_opt.benchmarks.report.frontiers import common_name, device_times, frontiers  # noqa: E402
-from wdmoe_opt.benchmarks.report.gaps import gap_at_budget, gap_table, time_to_gap  # noqa: E402
-from wdmoe_opt.benchmarks.report.profiles import profile  # noqa: E402
-from wdmoe_opt.benchmarks.report.relative import BANDS, band, relative_latency  # noqa: E402
-from wdmoe_opt.benchmarks.report.results import tidy  # noqa: E402
-from wdmoe_opt.benchmarks.report.scaling import exponents, ratios_along  # noqa: E402
-from wdmoe_opt.benchmarks.report.stages import CERTIFIED, left_on_the_table, paper_stages  # noqa: E402
-from wdmoe_opt.benchmarks.report.success import success_table  # noqa: E402
-from wdmoe_opt.benchmarks.report.times import time_table  # noqa: E402
+from wdmoe_opt.benchmarks.report import spread
+from wdmoe_opt.benchmarks.report.expectations import expectations
+from wdmoe_opt.benchmarks.report.frontiers import common_name, device_times, frontiers
+from wdmoe_opt.benchmarks.report.gaps import gap_at_budget, gap_table, time_to_gap
+from wdmoe_opt.benchmarks.report.profiles import profile
+from wdmoe_opt.benchmarks.report.relative import BANDS, band, relative_latency
+from wdmoe_opt.benchmarks.report.results import tidy
+from wdmoe_opt.benchmarks.report.scaling import exponents, ratios_along
+from wdmoe_opt.benchmarks.report.stages import CERTIFIED, left_on_the_table, paper_stages
+from wdmoe_opt.benchmarks.report.success import success_table
+from wdmoe_opt.benchmarks.report.times import time_table
 
 BASE = {"solver": "topk-uniform", "kind": "baseline", "retention": 1.0}
 PROOF = {"bound_kind": "certified", "claim_holds": "yes"}
@@ -73,7 +73,12 @@ def test_relative_latency_by_hand() -> None:
     assert (ours["problems"], ours["mean"], ours["worst"]) == (2, pytest.approx(0.25), 0.5)
     assert (ours["q1"], ours["median"], ours["q3"]) == (0.21875, 0.3125, 0.40625)
     # A lost problem counts as plain top-k, which is eight times the certified answer.
-    assert (lost["problems"], lost["pointless"], lost["mean"], lost["paired"]) == (1, 1, 1.0, pytest.approx(8.0))
+    assert (lost["problems"], lost["pointless"], lost["mean"], lost["paired"]) == (
+        1,
+        1,
+        1.0,
+        pytest.approx(8.0),
+    )
 
 
 def test_a_point_below_its_floor_counts_where_it_is() -> None:
@@ -204,7 +209,9 @@ def test_ties_are_both_fastest() -> None:
 
 
 def test_exponents_of_a_power_law() -> None:
-    rows = [{"axis": "tokens", "axis_value": n, "case": str(n), "warm_s": 3e-6 * n**1.5} for n in (8, 64, 512)]
+    rows = [
+        {"axis": "tokens", "axis_value": n, "case": str(n), "warm_s": 3e-6 * n**1.5} for n in (8, 64, 512)
+    ]
     few = {"axis": "devices", "axis_value": 2.0}
     (line,) = exponents(tidy(frame(*rows, few)), "joint").to_dict("records")
     assert line["exponent"] == pytest.approx(1.5)
