@@ -39,6 +39,8 @@ def percent(value: float) -> str:
     """Share or gap; as small as it is, but noise of rounding is 0."""
     if math.isfinite(value) and abs(value) < 1e-9:
         return "0 %"
+    if math.isfinite(value) and abs(value) < 1e-6:
+        return "< 0.0001 %" if value > 0 else "> −0.0001 %"
     if not math.isfinite(value):
         return digits(value)
     return f"{digits(100 * value, 2 if abs(value) < 0.1 else 3)} %"

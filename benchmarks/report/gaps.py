@@ -30,6 +30,12 @@ def bounded(rows: pd.DataFrame, task: str) -> pd.DataFrame:
     return own[own["bound"].notna()]
 
 
+def common(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the problems that more than half of the families were tried on."""
+    tried = rows.groupby("problem")["family"].transform("nunique")
+    return rows[2 * tried > rows["family"].nunique()]
+
+
 def gap_table(rows: pd.DataFrame, task: str) -> pd.DataFrame:
     """One row per solver over its problems that have a bound; without an answer the gap is infinite.
 
@@ -55,9 +61,9 @@ def gap_at_budget(rows: pd.DataFrame, task: str, budgets: Sequence[float] = BUDG
     """Best gap of any configuration of a family that ends within a budget: quartiles over the problems.
 
     Columns ``solver`` (the family), ``budget`` (s), ``q1``, ``median``, ``q3`` (inf where so many have no
-    answer yet) and ``answered`` (share of the problems with one).
+    answer yet) and ``answered`` (share of the problems with one); ``problems`` it was tried on.
     """
-    own = bounded(rows, task)
+    own = common(bounded(rows, task))
     found = []
     for solver, part in own.groupby("family", sort=False):
         index = part["problem"].unique()
@@ -68,18 +74,19 @@ def gap_at_budget(rows: pd.DataFrame, task: str, budgets: Sequence[float] = BUDG
                 {
                     "solver": solver, "budget": budget, "q1": quantile(best, 0.25), "median": median(best),
                     "q3": quantile(best, 0.75), "answered": float(np.isfinite(best).mean()),
+                    "problems": len(index),
                 }
             )  # fmt: skip
-    return aggregate(found, ["solver", "budget", "q1", "median", "q3", "answered"])
+    return aggregate(found, ["solver", "budget", "q1", "median", "q3", "answered", "problems"])
 
 
 def time_to_gap(rows: pd.DataFrame, task: str, targets: Sequence[float] = TARGETS) -> pd.DataFrame:
     """Time of the fastest configuration of a family that reaches a gap: median over the problems.
 
     Columns ``solver`` (the family), ``target``, ``reached`` (share of the problems) and ``median``
-    (s; inf where at most half are reached).
+    (s; inf where at most half are reached); ``problems`` it was tried on.
     """
-    own = bounded(rows, task)
+    own = common(bounded(rows, task))
     found = []
     for solver, part in own.groupby("family", sort=False):
         index = part["problem"].unique()
@@ -87,5 +94,8 @@ def time_to_gap(rows: pd.DataFrame, task: str, targets: Sequence[float] = TARGET
             close = part[part["bound_gap"] <= target + SLACK]
             time = close.groupby("problem")["time_s"].min().reindex(index).fillna(np.inf)
             reached = float(np.isfinite(time).mean())
-            found.append({"solver": solver, "target": target, "reached": reached, "median": median(time)})
-    return aggregate(found, ["solver", "target", "reached", "median"])
+            found.append(
+                {"solver": solver, "target": target, "reached": reached, "median": median(time),
+                 "problems": len(index)}
+            )  # fmt: skip
+    return aggregate(found, ["solver", "target", "reached", "median", "problems"])

@@ -107,7 +107,7 @@ def _facts(rows: pd.DataFrame) -> list[tuple[str, str]]:
         ("rows", str(len(rows))),
         ("problems", str(rows["problem"].nunique())),
         ("cases", str(rows["case"].nunique())),
-        ("solvers", ", ".join(dict.fromkeys(rows["solver"]))),
+        ("solvers", " · ".join(dict.fromkeys(rows["solver"]))),
         ("seeds", str(rows["seed"].nunique())),
         ("measured", " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "unknown"),
     ]
@@ -184,24 +184,26 @@ def _time_pictures(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) ->
     return [
         make_picture(
             f"profile-{task}", "Performance profiles",
-            "Share of all problems with a certified bound on which a solver has a feasible point within the "
-            "given gap of that bound, within a multiple of the time of the fastest solver (Dolan and Moré). "
-            "A solver that fails, or was not tried, does not solve the problem; one that solves none has no "
-            "curve. Solid: this package; dotted: "
-            "baselines; dashed: peers; dash-dotted: plugins.",
+            "Share of the problems with a certified bound on which a solver has a feasible point within "
+            "the given gap of that bound, within a multiple of the time of the fastest solver (Dolan "
+            "and Moré). Counted are the problems that more than half of the solvers were tried on; who "
+            "fails, or was not tried, does not solve a problem, and who solves none has no curve. "
+            "Solid: this package; dotted: baselines; dashed: peers; dash-dotted: plugins.",
             lambda: profile.draw(rows, task, styles),
         ),
         make_picture(
             f"budget-{task}", "Gap at a fixed time budget",
-            "Median over problems of the best gap among all configurations of a solver that end within the "
-            "budget; bands are quartiles. A curve starts (marker) where half of the problems have an answer, "
-            "and stays where more time does not help. Gaps below 0.00001 % are drawn there.",
+            "Median over problems of the best gap among all configurations of a solver that end within "
+            "the budget; bands are quartiles. In brackets: on how many of the problems a solver was "
+            "tried, where not on all. A curve starts (marker) where half of the problems have an "
+            "answer, and stays where more time does not help. Gaps below 0.00001 % are drawn there.",
             lambda: budget.draw(rows, task, styles),
         ),
         make_picture(
             f"target-{task}", "Time to a given gap",
-            "Left: median time of the fastest configuration of a solver that reaches the gap, drawn where at "
-            "least half of the problems reach it. Right: share of the problems that reach it at all.",
+            "Left: median time of the fastest configuration of a solver that reaches the gap, drawn "
+            "where at least half of the problems that it was tried on (brackets) reach it. Right: share "
+            "of the problems that reach it at all.",
             lambda: target.draw(rows, task, styles),
         ),
         make_picture(

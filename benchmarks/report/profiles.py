@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wdmoe_opt.benchmarks.report.gaps import SLACK, bounded
+from wdmoe_opt.benchmarks.report.gaps import SLACK, bounded, common
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ class Profile:
     within : float
         The gap to the best certified bound that counts as solved.
     problems : int
-        Problems with a certified bound; those that nobody solves count, so no curve need reach 1.
+        Common problems with a certified bound; those that nobody solves count, so no curve need reach 1.
     solved : int
         Those that some solver solves.
     ratios : dict of str to float array
@@ -46,9 +46,10 @@ class Profile:
 def profile(rows: pd.DataFrame, task: str, within: float) -> Profile:
     """Profile over all problems of a task that have a certified bound, one curve per family.
 
-    A solver that was not tried on a problem does not solve it.
+    Problems that at most half of the families were tried on, such as those of a special contestant, do not
+    count; of the others, a family does not solve what it was not tried on.
     """
-    own = bounded(rows, task)
+    own = common(bounded(rows, task))
     close = own[own["answered"] & (own["bound_gap"] <= within + SLACK) & (own["time_s"] > 0)]
     times = close.groupby(["problem", "family"])["time_s"].min()
     fastest = times.groupby("problem").transform("min")

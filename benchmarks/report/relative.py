@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wdmoe_opt.benchmarks.report.results import ROUNDING, aggregate, main_rows, task_rows
+from wdmoe_opt.benchmarks.report.results import ROUNDING, aggregate, first_of_family, main_rows, task_rows
 from wdmoe_opt.benchmarks.report.spread import geometric_mean, quantile
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def relative_latency(rows: pd.DataFrame, task: str, reference: str) -> pd.DataFr
     others = rows[is_base(rows) & (rows["task"] != task)]
     known = with_ratio(pd.concat([own, others], ignore_index=True) if len(others) else own)
     known = known[(known["task"] == task) & (known["band"] != "")]
-    to_beat = known[known["family"] == reference].groupby("problem")["ratio"].min()
+    to_beat = first_of_family(known, reference).set_index("problem")["ratio"]
     known["over"] = known["ratio"] / known["problem"].map(to_beat)
     groups = known.groupby(["band", "solver"], sort=False)
     found = [_line(name, solver, part) for (name, solver), part in groups]

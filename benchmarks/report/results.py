@@ -213,6 +213,13 @@ def main_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.iloc[order].drop_duplicates(["problem", "solver"]).sort_index()
 
 
+def first_of_family(rows: pd.DataFrame, family: str) -> pd.DataFrame:
+    """One row per problem of a family: of the configuration that gave it its name, where that took part."""
+    own = rows[rows["family"] == family]
+    named = (own["solver"] == own["family"]).to_numpy()
+    return own.iloc[np.argsort(~named, kind="stable")].drop_duplicates("problem")
+
+
 def present(rows: pd.DataFrame, kinds: tuple[str, ...] = ("ours", "baseline", "plugin", "peer")) -> list[str]:
     """Solvers in the order of their kinds, then by name."""
     known = rows.drop_duplicates("solver")[["solver", "kind"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from wdmoe_opt.benchmarks.report.frontiers import INSTANCE
@@ -10,6 +11,8 @@ from wdmoe_opt.benchmarks.report.results import ROUNDING, aggregate, main_rows, 
 from wdmoe_opt.benchmarks.report.spread import geometric_mean, quantile
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
 SUITE = "paper"
@@ -26,6 +29,8 @@ CERTIFIED = "certified, same retention"
 def paper_stages(rows: pd.DataFrame) -> pd.DataFrame:
     """Relative latency of every stage, per group, with quartiles over cases and the mean retention.
 
+    All stages of a group are on the same cases.
+
     "certified, same retention" is the certified point that keeps at least what the paper's policy keeps on
     the same case, and least more.
     """
@@ -35,8 +40,20 @@ def paper_stages(rows: pd.DataFrame) -> pd.DataFrame:
         stages = {name: part[part["method"] == method] for name, method in STAGES.items()}
         stages = {name: stage.drop_duplicates(list(INSTANCE)) for name, stage in stages.items()}
         stages[CERTIFIED] = _same_retention(part)
-        found += [_stage(str(group), name, stage) for name, stage in stages.items() if len(stage)]
+        found += [_stage(str(group), name, stage) for name, stage in _paired(stages).items()]
     return aggregate(found, ["group", "stage", "cases", "mean", "q1", "q3", "retention"])
+
+
+def _paired(stages: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Stages on the cases that all of them have; without any, the stage with the fewest cases goes."""
+    known = {name: stage.set_index(list(INSTANCE)) for name, stage in stages.items() if len(stage)}
+    while known:
+        indices = [stage.index for stage in known.values()]
+        cases = reduce(lambda shared, index: shared.intersection(index), indices)
+        if len(cases):
+            return {name: stage.loc[cases] for name, stage in known.items()}
+        del known[min(known, key=lambda name: len(known[name]))]
+    return {}
 
 
 def _joint(rows: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wdmoe_opt.benchmarks.report.results import aggregate, main_rows, task_rows
+from wdmoe_opt.benchmarks.report.results import aggregate, first_of_family, main_rows, task_rows
 from wdmoe_opt.benchmarks.report.spread import (
     geometric_mean,
     median,
@@ -60,7 +60,7 @@ def time_table(rows: pd.DataFrame, task: str) -> TimeTable:
     own["metrics"] = (own["charged"] / own["metric_s"]).where(own["answered"] & (own["metric_s"] > 0))
     shift = power_of_ten(median(own["charged"][own["answered"]]))
     chosen = reference(own)
-    base = own[own["family"] == chosen].groupby("problem")["charged"].min().dropna()
+    base = first_of_family(own, chosen).set_index("problem")["charged"].dropna()
     found = []
     for _, part in own.groupby("solver", sort=False):
         times = part.set_index("problem")["charged"].dropna()

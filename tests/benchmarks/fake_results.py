@@ -63,6 +63,11 @@ _BANDWIDTH = {
     "topk-uniform": ("baseline", 3e-5, 0.9, np.nan, 60, 1e-3),
 }
 _METHODS = {"certified 1e-2": "certified", "scip 10 s": "scip"}
+#: As long as labels of the suite paper are.
+_PAPER = {
+    "topk-uniform": "plain top-k, equal bandwidth", "topk": "without expert selection",
+    "wdmoe-selection": "without bandwidth allocation", "certified": "certified at wdmoe's retention",
+}  # fmt: skip
 
 
 def fake_results(seed: int = 0) -> pd.DataFrame:
@@ -106,7 +111,7 @@ def _case(
     for solver, (kind, time, growth, excess, limit, asked) in (_JOINT if joint else _BANDWIDTH).items():
         method = _METHODS.get(solver, solver)
         fields: dict[str, Any] = {
-            **case, "solver": solver, "method": method, "kind": kind, "time_limit_s": limit,
+            **case, "solver": _PAPER.get(solver, solver) if own_floor else solver, "method": method, "kind": kind, "time_limit_s": limit,
             "rel_gap": asked, "seed": seed, "min_retention": floor,
         }  # fmt: skip
         retention = 1.0 if "topk" in solver or not joint else (floor or 0.96) + 2e-4

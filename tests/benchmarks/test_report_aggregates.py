@@ -202,6 +202,37 @@ def test_a_profile_by_hand() -> None:
     assert found.share("certified", 2.0) == pytest.approx(2 / 3)
 
 
+def test_problems_of_a_special_contestant_are_in_no_curve() -> None:
+    bound = {"lower_bound": 1.0, **PROOF}
+    special = {"case": "special", "solver": "certified at a floor", "method": "certified", **bound}
+    rows = tidy(frame(bound, {"solver": "greedy"}, {"solver": "scip"}, special))
+    assert profile(rows, "joint", 0.01).problems == 1
+    assert set(time_to_gap(rows, "joint")["problems"]) == {1}
+    assert set(gap_table(rows, "joint")["problems"]) == {1}
+
+
+def test_the_reference_is_the_configuration_that_names_the_family() -> None:
+    rows = tidy(
+        frame(
+            {"warm_s": 1.0}, {"solver": "certified 1e-2", "method": "certified", "warm_s": 0.1},
+            {"solver": "greedy", "warm_s": 0.5},
+        )
+    )  # fmt: skip
+    ratios = time_table(rows, "joint").table.set_index("solver")["ratio"]
+    assert ratios.to_dict() == pytest.approx({"certified": 1.0, "certified 1e-2": 0.1, "greedy": 0.5})
+
+
+def test_stages_are_on_the_same_cases() -> None:
+    paper = {"suite": "paper"}
+    rows = tidy(
+        frame(
+            {**paper, **BASE, "value": 4.0}, {**paper, "solver": "topk", "value": 3.0},
+            {**paper, **BASE, "value": 6.0, "case": "b"}, {**paper, "solver": "topk", "case": "b", **LOST},
+        )
+    )  # fmt: skip
+    assert list(paper_stages(rows)["cases"]) == [1, 1]
+
+
 def test_ties_are_both_fastest() -> None:
     bound = {"lower_bound": 1.0, **PROOF}
     found = profile(tidy(frame(bound, {"solver": "greedy"})), "joint", 0.01)

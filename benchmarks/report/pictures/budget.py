@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wdmoe_opt.benchmarks.report.gaps import gap_at_budget
-from wdmoe_opt.benchmarks.report.pictures.style import Look, grid, legend, ordered, percent_axis, time_axis
+from wdmoe_opt.benchmarks.report.pictures.style import (
+    Look,
+    grid,
+    legend,
+    ordered,
+    percent_axis,
+    time_axis,
+    tried,
+)
 from wdmoe_opt.benchmarks.report.results import task_rows
 
 if TYPE_CHECKING:
@@ -44,5 +52,5 @@ def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
     axes.set_ylabel("gap to the best certified bound")
     time_axis(axes.xaxis)
     percent_axis(axes.yaxis)
-    legend(figure, names, styles, markers=True)
+    legend(figure, names, styles, markers=True, labels=tried(table))
     return figure

@@ -123,12 +123,24 @@ def grid(panels: int, height: float, columns: int = 2, **options: Any) -> tuple[
     return figure, flat[:panels]
 
 
-def legend(figure: Any, names: Iterable[str], styles: Mapping[str, Look], *, markers: bool = False) -> None:
-    """One legend right of all panels."""
+def tried(table: pd.DataFrame) -> dict[str, str]:
+    """Names with the number of problems that a solver was tried on, where others were tried on more."""
+    most = table["problems"].max()
+    counts = table.groupby("solver")["problems"].max()
+    return {str(name): f"{name} ({n:g} of {most:g})" for name, n in counts.items() if n < most}
+
+
+def legend(
+    figure: Any, names: Iterable[str], styles: Mapping[str, Look], *, markers: bool = False,
+    labels: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """One legend right of all panels; labels take the place of names."""
+    words = labels or {}
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], label=name, **(styles[name].dots if markers else styles[name].curve)) for name in names
+        Line2D([], [], label=words.get(name, name), **(styles[name].dots if markers else styles[name].curve))
+        for name in names
     ]
     if handles:
         figure.legend(handles=handles, loc="outside right upper", handlelength=2.9, labelspacing=0.6)

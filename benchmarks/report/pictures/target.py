@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wdmoe_opt.benchmarks.report.gaps import time_to_gap
-from wdmoe_opt.benchmarks.report.pictures.style import Look, grid, legend, ordered, percent_axis, time_axis
+from wdmoe_opt.benchmarks.report.pictures.style import (
+    Look,
+    grid,
+    legend,
+    ordered,
+    percent_axis,
+    time_axis,
+    tried,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,5 +53,5 @@ def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
         axes.set_xlim(table["target"].max() * 1.3, table["target"].min() / 1.3)
         percent_axis(axes.xaxis)
         axes.set_xlabel("gap to the best certified bound, tighter to the right")
-    legend(figure, names, styles, markers=True)
+    legend(figure, names, styles, markers=True, labels=tried(table))
     return figure
