@@ -111,7 +111,8 @@ def _case(
     for solver, (kind, time, growth, excess, limit, asked) in (_JOINT if joint else _BANDWIDTH).items():
         method = _METHODS.get(solver, solver)
         fields: dict[str, Any] = {
-            **case, "solver": _PAPER.get(solver, solver) if own_floor else solver, "method": method, "kind": kind, "time_limit_s": limit,
+            **case, "solver": _PAPER.get(solver, solver) if own_floor else solver,
+            "method": method, "kind": kind, "time_limit_s": limit,
             "rel_gap": asked, "seed": seed, "min_retention": floor,
         }  # fmt: skip
         retention = 1.0 if "topk" in solver or not joint else (floor or 0.96) + 2e-4

@@ -18,7 +18,7 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-from fake_results import fake_results, frame
+from fake_results import frame
 
 import wdmoe_opt as wo
 from wdmoe_opt.benchmarks.report import figures
@@ -30,11 +30,6 @@ from wdmoe_opt.benchmarks.report.results import tidy
 
 LOST = {"state": "failed", "feasible": False, "value": np.nan, "latency_s": np.nan, "retention": np.nan,
         "warm_s": np.nan, "cold_s": np.nan, "message": "it broke"}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def page() -> Page:
-    return make_page(tidy(fake_results()))
 
 
 class _Sources(HTMLParser):

@@ -10,19 +10,12 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-pytest.importorskip("pandas")
-pytest.importorskip("jinja2")
-pytest.importorskip("matplotlib")
-
-from fake_results import fake_results
-
-from wdmoe_opt.benchmarks.report.command import write
-from wdmoe_opt.benchmarks.report.page import make_page
-from wdmoe_opt.benchmarks.report.results import tidy
+if TYPE_CHECKING:
+    from wdmoe_opt.benchmarks.report.page import Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LAPTOP, HEIGHT = 1366, 768
@@ -75,9 +68,11 @@ def browse(address: str, profile: Path, *options: str) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from wdmoe_opt.benchmarks.report.command import write
+
     folder = tmp_path_factory.mktemp("page")
-    write(make_page(tidy(fake_results())), folder)
+    write(page, folder)
     (folder / "probe.html").write_text(PROBE.format(width=LAPTOP, height=HEIGHT), "utf-8")
     return folder
 

@@ -58,4 +58,4 @@ def _panel(axes: Any, item: Profile, styles: Mapping[str, Look], end: float) -> 
 
 
 def _multiple(value: float) -> str:
-    return f"{value:,.0f}×" if value < 1e4 else f"$10^{{{np.log10(value):.0f}}}$×"
+    return f"{value:,.0f}×" if value < 1e3 else f"$10^{{{np.log10(value):.0f}}}$×"
