@@ -142,8 +142,8 @@ def _unbounded(rows: pd.DataFrame) -> Iterator[str]:
     without = rows["problem"][rows["bound"].isna()].nunique()
     if without:
         yield (
-            f"{without} of {_count(problems, 'problem')} {_have(without)} no certified bound and count "
-            "in no gap, profile or time to a gap."
+            f"{without} of {_count(problems, 'problem')} {_have(without)} no certified bound and "
+            f"{_were(without)} left out of gaps, profiles and times to a gap."
         )
     stand_in = rows["problem"][rows["bound"].notna() & ~rows["certified_bound"]].nunique()
     if stand_in:

@@ -198,7 +198,7 @@ def test_limitations_by_hand() -> None:
         "1 row stopped at the time limit (60 s): scip (1)",
         "1 row returned a point that breaks a constraint other than the floor on retention (bandwidth (1))",
         "1 row returned a point below the floor on retention: short (1)",
-        "2 of 2 problems have no certified bound and count in no gap",
+        "2 of 2 problems have no certified bound and were left out",
         "2 cases without topk-uniform",
         "Task joint: not every solver was tried on all 2 problems",
         "2 of 2 cases ran with fewer than 5 seeds",
@@ -209,6 +209,15 @@ def test_limitations_by_hand() -> None:
     ]
     for start, sentence in zip(starts, found, strict=True):
         assert sentence.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("fields", "synthetic"),
+    [({"suite": "scaling"}, True), ({"group": "synthetic gates, real loads"}, True), ({}, False)],
+)
+def test_synthetic_cases_are_named(fields: dict[str, Any], synthetic: bool) -> None:
+    found = limitations(tidy(frame(fields)))
+    assert any("synthetic" in sentence for sentence in found) is synthetic
 
 
 @pytest.mark.parametrize(
