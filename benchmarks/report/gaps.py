@@ -30,6 +30,14 @@ def bounded(rows: pd.DataFrame, task: str) -> pd.DataFrame:
     return own[own["bound"].notna()]
 
 
+def gap_words(rows: pd.DataFrame, task: str) -> str:
+    """What a gap of the task is: to a certified bound, or where that is missing to the best value known."""
+    own = bounded(rows, task)
+    return (
+        "gap to the best certified bound" if own["certified_bound"].all() else "gap to the best value known"
+    )
+
+
 def common(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of the problems that more than half of the families were tried on."""
     tried = rows.groupby("problem")["family"].transform("nunique")

@@ -184,7 +184,7 @@ def _time_pictures(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) ->
     return [
         make_picture(
             f"profile-{task}", "Performance profiles",
-            "Share of the problems with a certified bound on which a solver has a feasible point within "
+            "Share of the problems with a bound on which a solver has a feasible point within "
             "the given gap of that bound, within a multiple of the time of the fastest solver (Dolan "
             "and Moré). Counted are the problems that more than half of the solvers were tried on; who "
             "fails, or was not tried, does not solve a problem, and who solves none has no curve. "
@@ -196,7 +196,7 @@ def _time_pictures(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) ->
             "Median over problems of the best gap among all configurations of a solver that end within "
             "the budget; bands are quartiles. In brackets: on how many of the problems a solver was "
             "tried, where not on all. A curve starts (marker) where half of the problems have an "
-            "answer, and stays where more time does not help. Gaps below 0.00001 % are drawn there.",
+            "answer, and stays where more time does not help. Smaller gaps are drawn at 0.00001 %.",
             lambda: budget.draw(rows, task, styles),
         ),
         make_picture(

@@ -39,7 +39,9 @@ def _band_name(i: int) -> str:
     return f"< {EDGES[i - 1]:g}" if EDGES[i] == 0 else f"{EDGES[i]:g} to {EDGES[i - 1]:g}"
 
 
-BANDS = tuple(_band_name(i) for i in range(len(EDGES)))
+#: Where only bandwidth is allocated there is nothing to retain or drop, and loads alone have no retention.
+GIVEN = "as given"
+BANDS = (*(_band_name(i) for i in range(len(EDGES))), GIVEN)
 
 
 def is_base(rows: pd.DataFrame) -> pd.Series:
@@ -59,6 +61,7 @@ def with_ratio(rows: pd.DataFrame) -> pd.DataFrame:
     joined["ratio"] = (joined["latency_s"] / joined["base_s"]).where(joined["priced"], 1.0)
     reached = joined["retention"].where(joined["priced"], joined["min_retention"].fillna(1.0))
     joined["band"] = [band(value) for value in reached]
+    joined["band"] = joined["band"].where(joined["task"] == "joint", GIVEN)
     return joined
 
 

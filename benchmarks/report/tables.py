@@ -99,7 +99,9 @@ def gap_table(frame: pd.DataFrame, task: str) -> Table:
     )
     return make_table(
         f"gap-{task}",
-        "Gap to the best certified bound",
+        "Gap to the best certified bound, or the best value known"
+        if task == "bandwidth"
+        else "Gap to the best certified bound",
         "Distance of the value to the best certified bound that any row proves for the same problem, over "
         f"the value. A problem without an answer has an infinite gap and stays in every column.{stand_in}",
         (

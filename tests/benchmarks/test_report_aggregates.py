@@ -93,9 +93,11 @@ def test_without_topk_uniform_nothing_is_relative() -> None:
 
 
 def test_bandwidth_rows_take_their_base_from_the_other_task() -> None:
-    rows = tidy(frame({**BASE, "value": 4.0}, {"task": "bandwidth", "value": 1.0, "retention": 1.0}))
+    # Loads alone have no retention.
+    rows = tidy(frame({**BASE, "value": 4.0}, {"task": "bandwidth", "value": 1.0, "retention": np.nan}))
     table = relative_latency(rows, "bandwidth", "certified")
     assert list(table["solver"]) == ["certified"]
+    assert list(table["band"]) == ["as given"]
     assert list(table["mean"]) == [0.25]
 
 

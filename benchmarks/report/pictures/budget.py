@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wdmoe_opt.benchmarks.report.gaps import gap_at_budget
+from wdmoe_opt.benchmarks.report.gaps import gap_at_budget, gap_words
 from wdmoe_opt.benchmarks.report.pictures.style import (
     Look,
     grid,
@@ -49,7 +49,7 @@ def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
     lowest = max(LEAST, float(known["median"].min()))
     axes.set_ylim(0.4 * lowest, min(1.2, 3 * float(known["median"].max()) + LEAST))
     axes.set_xlabel("time budget")
-    axes.set_ylabel("gap to the best certified bound")
+    axes.set_ylabel(gap_words(rows, task))
     time_axis(axes.xaxis)
     percent_axis(axes.yaxis)
     legend(figure, names, styles, markers=True, labels=tried(table))

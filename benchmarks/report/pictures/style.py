@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -50,6 +51,8 @@ RC: dict[Any, Any] = {
 #: Inches; all pictures are as wide as the page.
 WIDTH = 10.4
 MOST_TICKS = 12
+#: Share below which per cents are powers of ten.
+LEAST_PLAIN = 0.9e-5
 
 
 @dataclass(frozen=True)
@@ -163,13 +166,20 @@ def short_time(value: float) -> str:
     return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}".strip()
 
 
-def percent_axis(axis: Any) -> None:
-    """Log axis of gaps whose ticks are per cents."""
+def percent_axis(axis: Any, ticks: int = 9) -> None:
+    """Log axis of gaps whose ticks, so many at most, are per cents."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(10, numticks=9))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axis.set_major_locator(LogLocator(10, numticks=ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_percent(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def short_percent(value: float) -> str:
+    """A tick: 10 %, 0.01 %, or a power of ten."""
+    if value >= LEAST_PLAIN:
+        return f"{100 * value:g} %"
+    return f"$10^{{{round(math.log10(100 * value))}}}$ %"
 
 
 def size_axis(axis: Any, values: Iterable[float]) -> None:

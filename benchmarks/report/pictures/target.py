@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wdmoe_opt.benchmarks.report.gaps import time_to_gap
+from wdmoe_opt.benchmarks.report.gaps import gap_words, time_to_gap
 from wdmoe_opt.benchmarks.report.pictures.style import (
     Look,
     grid,
@@ -51,7 +51,7 @@ def draw(rows: pd.DataFrame, task: str, styles: Mapping[str, Look]) -> Any:
     for axes in (time, share):
         axes.set_xscale("log")
         axes.set_xlim(table["target"].max() * 1.3, table["target"].min() / 1.3)
-        percent_axis(axes.xaxis)
-        axes.set_xlabel("gap to the best certified bound, tighter to the right")
+        percent_axis(axes.xaxis, ticks=5)
+        axes.set_xlabel(f"{gap_words(rows, task)}, tighter to the right")
     legend(figure, names, styles, markers=True, labels=tried(table))
     return figure
