@@ -136,7 +136,12 @@ def read_card(folder: str | Path = DATA) -> dict[str, Any]:
 
 
 def export(
-    run: Path, folder: Path = DATA, *, unfinished: bool = False, progress: bool = False
+    run: Path,
+    folder: Path = DATA,
+    *,
+    unfinished: bool = False,
+    limit: int | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Write weights and card of a training run.
 
@@ -148,6 +153,8 @@ def export(
         Where to; default where the shipped ones are.
     unfinished : bool
         Allow a run that has steps left.
+    limit : int, optional
+        Batches of each held-out text to score, see `evaluate.score`; default all.
     progress : bool
         Show a progress bar.
 
@@ -166,10 +173,10 @@ def export(
     if state["step"] < plan["steps"] and not unfinished:
         raise InputError("run", f"has made {state['step']} of {plan['steps']} steps", value=str(run))
     model = checkpoint.load_model(run)
-    before = score_all(model, progress=progress)
+    before = score_all(model, limit=limit, progress=progress)
     (folder / CARD).unlink(missing_ok=True)
     path = save_weights(model, folder, Shape(**plan["shape"]))
-    scores = score_all(load_weights(folder), progress=progress)
+    scores = score_all(load_weights(folder), limit=limit, progress=progress)
     tokens = state["step"] * plan["batch"] * plan["shape"]["context"]
     card = {
         "model": "tiny-moe, by the wdmoe_opt authors",
@@ -185,6 +192,7 @@ def export(
         "seconds": round(state["seconds"]),
         "machine": _machine(),
         "packages": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        "batches_limit": limit,
         "held_out": {
             name: {
                 **_rounded(one),
@@ -199,7 +207,7 @@ def export(
 
 
 def check(folder: str | Path = DATA, *, progress: bool = False) -> dict[str, dict[str, float]]:
-    """Score the weights in a folder again.
+    """Score the weights in a folder again, on the batches that its card was made from.
 
     Returns
     -------
@@ -212,7 +220,7 @@ def check(folder: str | Path = DATA, *, progress: bool = False) -> dict[str, dic
         If file and card do not fit, or a difference is beyond `TOLERANCE`.
     """
     card = read_card(folder)
-    scores = score_all(load_weights(folder), progress=progress)
+    scores = score_all(load_weights(folder), limit=card["batches_limit"], progress=progress)
     report = {}
     for name in HELD_OUT:
         stated, found = card["held_out"][name]["bits_per_byte"], scores[name].bits_per_byte

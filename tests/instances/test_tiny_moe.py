@@ -196,7 +196,7 @@ class TestModel:
 
         with pytest.raises(InputError, match="0 of 20 steps"):
             export(tmp_path / "run", tmp_path)
-        card = export(tmp_path / "run", tmp_path, unfinished=True)
+        card = export(tmp_path / "run", tmp_path, unfinished=True, limit=2)
         assert read_card(tmp_path) == card
         assert all(abs(row["difference"]) < 1e-4 for row in check(tmp_path).values())
         card["held_out"]["gsm8k"]["bits_per_byte"] += 0.01
@@ -232,3 +232,24 @@ class TestModel:
         assert ids[0, 0] == 0
         with torch.inference_mode():
             assert model(ids).logits.equal(load_weights(tmp_path / "weights")(ids).logits)
+
+    @pytest.mark.parametrize("name", HELD_OUT)
+    def test_full_gates_are_captured(self, run: Any, tmp_path: Path, name: str) -> None:
+        import torch
+
+        from wdmoe_opt.instances.routing_file import RoutingFile
+        from wdmoe_opt.instances.tiny_moe.routing import capture_gates, prompts
+        from wdmoe_opt.instances.tiny_moe.tokens import tokenizer
+
+        model = run.model.eval()
+        capture_gates(name, tmp_path / "gates.npz", model=model, revision="test", tokens=200)
+        found = RoutingFile.load(tmp_path / "gates.npz")
+        assert found.full
+        assert 200 - 32 < found.tokens <= 200
+        np.testing.assert_allclose(found.gate_weights[:, :, :2].sum(axis=2), 1.0, rtol=1e-5)
+        ids = tokenizer()(prompts(name, tokens=200, context=32)[0])["input_ids"][:32]
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids]), output_router_logits=True).router_logits
+        for block, rows in enumerate(logits):
+            best = rows.argsort(dim=-1, descending=True)[:, :2].numpy()
+            np.testing.assert_array_equal(found.expert_ids[block, : len(ids), :2], best)
