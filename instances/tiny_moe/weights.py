@@ -270,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     exporting.add_argument("--run", type=Path, required=True, help="folder of the run")
     exporting.add_argument("--to", type=Path, default=DATA, help="folder; default the package's own data")
     exporting.add_argument("--unfinished", action="store_true", help="allow a run with steps left")
+    exporting.add_argument("--batches", type=int, help="batches of each text to score; default all")
     checking = commands.add_parser("check", help="score the weights again and compare with the card")
     checking.add_argument("--folder", type=Path, default=DATA, help="default the shipped weights")
     unpacking = commands.add_parser("unpack", help="write a folder for from_pretrained")
@@ -277,7 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     visible = sys.stderr.isatty()
     if options.command == "export":
-        found = export(options.run, options.to, unfinished=options.unfinished, progress=visible)
+        found = export(
+            options.run, options.to, unfinished=options.unfinished, limit=options.batches, progress=visible
+        )
         print(json.dumps(found, indent=2))
     elif options.command == "check":
         print(json.dumps(check(options.folder, progress=visible), indent=2))
