@@ -119,7 +119,7 @@ def capture_gates(
         "data_licence": f"Apache-2.0, text {_LICENCES[name]}",
         "source": "made in this repository by wdmoe_opt.instances.tiny_moe.routing",
         "source_commit": None,
-        "weight_outside": "0: all experts are listed, the top two sum to 1",
+        "weight_outside": "0",
     }
     named = RoutingFile(
         captured.expert_ids,
