@@ -17,7 +17,7 @@ ROOMS = {
     "instances": "wdmoe_opt/instances",
     "benchmarks": "wdmoe_opt/benchmarks",
 }
-LIMIT = 20_000_000
+LIMIT = 25_000_000
 
 
 def sources(room: str) -> list[Path]:

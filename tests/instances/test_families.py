@@ -66,7 +66,7 @@ def test_every_data_folder_has_licence_and_provenance(folder: Path) -> None:
 
 
 def test_the_data_stay_small() -> None:
-    assert sum(file.stat().st_size for file in DATA.rglob("*")) < 14e6
+    assert sum(file.stat().st_size for file in DATA.rglob("*")) < 24e6
 
 
 # ---------------------------------------------------------------------- published statistics
