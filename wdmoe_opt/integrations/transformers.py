@@ -139,12 +139,12 @@ class WirelessExperts:
             )
 
     def _on_gate(self, router: Any, inputs: Any) -> None:
-        _settle(inputs[0])
+        _settle(router.weight)
         self._began = perf_counter()
 
     def _on_routing(self, block: int, name: str) -> Callable[[Any, Any, Any], Any]:
         def send(router: Any, inputs: Any, output: Any) -> Any:
-            _settle(inputs[0])
+            _settle(router.weight)
             gate_seconds, began = perf_counter() - self._began, perf_counter()
             if self._rows is None or block != self._next:
                 why = "gradient checkpointing, or a call of one of the model's parts"
