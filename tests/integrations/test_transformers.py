@@ -253,6 +253,30 @@ def test_accounts_are_what_evaluate_says_of_the_captured_gates(
         assert first.floors_kept
 
 
+def test_a_session_of_ones_own() -> None:
+    model = build("olmoe")
+    inst = model_instance(model)
+    problem = wo.Problem(inst, min_retention=[0.7, 0.8, 1.0], allocation="per-block", candidates=4)
+    session = wo.Session(problem, max_tokens=TOKENS)
+    with WirelessExperts(model, session) as network:
+        logits(model, **batch())
+        with pytest.raises(wo.InputError, match="max_tokens = 21: is too small for a pass of 45 tokens"):
+            logits(model, input_ids=torch.ones(5, 9, dtype=torch.long))
+    kept = network.report.column("retention")
+    assert (kept >= np.array([0.7, 0.8, 1.0]) - 1e-9).all()
+    assert kept[0] < 0.95
+
+
+def test_one_network_carries_two_models_in_turn() -> None:
+    models = [build("mixtral", seed=seed) for seed in (0, 1)]
+    network = WirelessNetwork(model_instance(models[0]), min_retention=0.9)
+    for model in models:
+        with WirelessExperts(model, network):
+            logits(model, **batch())
+    assert network.report.passes == 2
+    assert network.channel.now == pytest.approx(network.report.latency)
+
+
 def test_channel_states_and_history_on_measured_wifi() -> None:
     model = build("mixtral")
     inst = model_instance(model, fleet="orin-mix-4", channel="feup-wifi")

@@ -70,6 +70,17 @@ def test_the_report_is_what_evaluate_says(policy, candidates):
         assert network.report.retention >= 0.8
 
 
+def test_floors_and_bandwidth_may_differ_by_block():
+    width = np.array([[6e7, 3e7, 1e7], [1e7, 6e7, 3e7], [3e7, 1e7, 6e7]])
+    problem = wo.Problem(fleet(), min_retention=[0.6, 0.8, 1.0], allocation="fixed", bandwidth=width)
+    for policy in ("greedy", "session"):
+        deliveries = run(WirelessNetwork(problem, policy=policy))
+        for block, delivery in enumerate(deliveries):
+            np.testing.assert_array_equal(np.ravel(delivery.evaluation.bandwidth), width[block])
+            assert delivery.record.retention >= [0.6, 0.8, 1.0][block] - 1e-9
+            assert delivery.record.floors_kept
+
+
 def test_the_default_is_as_good_as_certified():
     session, certified = (
         WirelessNetwork(
