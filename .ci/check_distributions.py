@@ -34,8 +34,8 @@ def missing_from_wheel(names: set[str]) -> list[str]:
 
 
 def missing_from_sdist(names: set[str]) -> list[str]:
-    """Files a source distribution lacks, tests and top-level files included."""
-    wanted = [f"{room}/{path.as_posix()}" for room in (*ROOMS, "tests") for path in sources(room)]
+    """Files a source distribution lacks, tests, examples and top-level files included."""
+    wanted = [f"{room}/{path.as_posix()}" for room in (*ROOMS, "tests", "examples") for path in sources(room)]
     wanted += ["pyproject.toml", "README.md", "LICENSE", "NOTICE", "CITATION.cff"]
     return [name for name in wanted if name not in names]
 

@@ -417,6 +417,34 @@ class Problem:
                     changes.setdefault(name, float(floor[0]))
         return replace(self, **changes)
 
+    def block_request(self, block: int) -> dict[str, Any]:
+        """What of the request is by block, for one of them: floors, and bandwidth where it is given."""
+        part = slice(block, block + 1)
+        found: dict[str, Any] = {
+            name: np.asarray(getattr(self, name))[part] for name in ("min_retention", "min_token_retention")
+        }
+        if self.bandwidth is not None and np.ndim(self.bandwidth) == 2:
+            found["bandwidth"] = np.asarray(self.bandwidth)[part]
+        return found
+
+    def for_block(self, block: int, **changes: Any) -> Self:
+        """Return one block's problem; ``changes`` are fields of its instance, by default the block's own.
+
+        Parameters
+        ----------
+        block : int
+        **changes
+            Fields of `Instance`, of one block: routing (1, tokens, m), gains (devices,).
+        """
+        own: dict[str, Any] = {}
+        for name, value in self.instance.arrays(copy=False).items():
+            if name in ("expert_ids", "gate_weights", "loads"):
+                own[name] = value[block : block + 1]
+            elif name in ("gain_down", "gain_up") and value.ndim == 2:
+                own[name] = value[block]
+        instance = self.instance.replace(**(own | changes))
+        return self.replace(instance=instance, **self.block_request(block))
+
     def __repr__(self) -> str:
         asked = f"{self.objective}, {self.allocation} bandwidth, dispatch by {self.dispatch}"
         floor = np.unique(self.min_retention)

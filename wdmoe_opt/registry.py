@@ -366,6 +366,12 @@ for _info in (
         options_class="wdmoe_opt.solvers.wdmoe:Wdmoe",
     ),
     SolverInfo(
+        "wdmoe-testbed",
+        "Algorithm 2 of WDMoE: drops on the device predicted to finish last (paper A's testbed)",
+        "wdmoe_opt.solvers.testbed:wdmoe_testbed",
+        options_class="wdmoe_opt.solvers.testbed:Algorithm2",
+    ),
+    SolverInfo(
         "greedy",
         "price-directed drops, re-routes and expert emptying from plain top-k",
         "wdmoe_opt.solvers.greedy:greedy",

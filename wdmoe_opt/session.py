@@ -684,7 +684,7 @@ class Session:
         instance = object.__new__(Instance)
         vars(instance).update({**_fields(known), **changes})
         shell = object.__new__(Problem)
-        request = _fields(self.template) | {"instance": instance} | _request(self.template, row)
+        request = _fields(self.template) | {"instance": instance} | self.template.block_request(row)
         vars(shell).update(request)
         return shell
 
@@ -698,18 +698,6 @@ def _fields(owner: Instance | Problem) -> dict[str, Any]:
     return {name: vars(owner)[name] for name in owner.__dataclass_fields__ if name in vars(owner)}
 
 
-def _request(template: Problem, row: int) -> dict[str, Any]:
-    """What of a template's request is by block, for one of them."""
-    part = slice(row, row + 1)
-    changes: dict[str, Any] = {
-        "min_retention": np.asarray(template.min_retention)[part],
-        "min_token_retention": np.asarray(template.min_token_retention)[part],
-    }
-    if template.bandwidth is not None and np.ndim(template.bandwidth) == 2:
-        changes["bandwidth"] = np.asarray(template.bandwidth)[part]
-    return changes
-
-
 def _problem(
     template: Problem,
     row: int,
@@ -719,13 +707,10 @@ def _problem(
     link_time: RealArray | None,
 ) -> Problem:
     """One block's problem, built and checked as any other."""
-    changes: dict[str, Any] = {"expert_ids": ids[None], "gate_weights": weights[None]}
+    link: dict[str, Any] = {"token_time_link": link_time}
     if gains is not None:
-        changes |= {"gain_down": gains[0], "gain_up": gains[1]}
-    else:
-        changes["token_time_link"] = link_time
-    instance = template.instance.replace(**changes)
-    return template.replace(instance=instance, **_request(template, row))
+        link = {"gain_down": gains[0], "gain_up": gains[1]}
+    return template.for_block(row, expert_ids=ids[None], gate_weights=weights[None], **link)
 
 
 def _check_template(problem: Problem) -> None:

@@ -224,34 +224,67 @@ class RouterTap:
 
     def _hook(self, name: str) -> Callable[[Any, Any, Any], None]:
         def keep(router: Any, inputs: Any, output: Any) -> None:
-            logits, weights, ids = self._checked(name, output)
-            if not weights.isfinite().all() or not logits.isfinite().all():
-                raise CaptureError(f"router {name} gave a gate that is not finite; try another precision")
-            if self.gate.full is not None:
-                gates = self.gate.full(logits.float(), router)
-                _check_against_model(name, gates, weights)
-                if self.full:
-                    weights, ids = gates, None
-            ids, weights = _ranked(ids, weights)
+            ids, weights = read_router(name, router, self.gate, output, self._rows, full=self.full)
             self._seen[name] = (
                 ids.cpu().numpy().astype(id_dtype(self.experts)),
-                weights.cpu().numpy(),
+                weights.detach().cpu().numpy(),
             )
 
         return keep
 
-    def _checked(self, name: str, output: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, weights and ids of real tokens, if the router returned what is expected."""
-        rows = self._rows.numel()
-        shapes = ((rows, self.experts), (rows, self.top_k), (rows, self.top_k))
-        if not isinstance(output, tuple) or tuple(tuple(part.shape) for part in output) != shapes:
-            raise CaptureError(
-                f"router {name} does not return (logits, weights, ids) of {rows} tokens: "
-                "this version of transformers is not supported"
-            )
-        keep = self._rows.to(output[0].device)
-        logits, weights, ids = (part[keep] for part in output)
-        return logits, weights, ids
+
+def read_router(
+    name: str, router: Any, gate: Gate, output: Any, rows: Tensor, *, full: bool
+) -> tuple[Tensor, Tensor]:
+    """What one call of a router says of some of its tokens.
+
+    Parameters
+    ----------
+    name : str
+        Of the router, for messages.
+    router : module
+    gate : Gate
+    output : object
+        What the router returned.
+    rows : bool tensor (tokens,)
+        Which tokens to read.
+    full : bool
+        All experts, not only the chosen.
+
+    Returns
+    -------
+    ids : int64 tensor (read tokens, columns)
+        Experts by falling weight, ties by expert.
+    weights : float32 tensor (read tokens, columns)
+
+    Raises
+    ------
+    CaptureError
+        If the router did not return what is expected, or its gate is not finite.
+    """
+    logits, weights, ids = _checked(name, router, output, rows)
+    if not weights.isfinite().all() or not logits.isfinite().all():
+        raise CaptureError(f"router {name} gave a gate that is not finite; try another precision")
+    if gate.full is not None:
+        gates = gate.full(logits.float(), router)
+        _check_against_model(name, gates, weights)
+        if full:
+            weights, ids = gates, None
+    return _ranked(ids, weights)
+
+
+def _checked(name: str, router: Any, output: Any, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, weights and ids of the tokens to read, if the router returned what is expected."""
+    tokens, experts, top_k = rows.numel(), int(router.num_experts), int(router.top_k)
+    shapes = ((tokens, experts), (tokens, top_k), (tokens, top_k))
+    if not isinstance(output, tuple) or tuple(tuple(part.shape) for part in output) != shapes:
+        raise CaptureError(
+            f"router {name} does not return (logits, weights, ids) of {tokens} tokens: "
+            "this version of transformers is not supported"
+        )
+    keep = rows.to(output[0].device)
+    logits, weights, ids = (part[keep] for part in output)
+    return logits, weights, ids
 
 
 def _ranked(ids: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ def capture(
     }  # fmt: skip
     manifest = {
         **source, "weights_meaning": _meaning(kind.meaning, gate), "prompts": prompts_note,
-        "prompt_hash": encoded.prompt_hash, "capture": how, "mode": "prefill", **_widths(text_config),
+        "prompt_hash": encoded.prompt_hash, "capture": how, "mode": "prefill", **model_widths(text_config),
     }  # fmt: skip
     written = _merge(output, store, tap, encoded, manifest)
     store.remove()
@@ -256,7 +256,7 @@ def _setting(model: Any, tap: RouterTap) -> dict[str, Any]:
     }
 
 
-def _widths(config: Any) -> dict[str, int | None]:
+def model_widths(config: Any) -> dict[str, int | None]:
     """Sizes of an expert as far as the configuration tells; scenarios need them to price it."""
     expert_width = getattr(config, "moe_intermediate_size", None) or getattr(
         config, "intermediate_size", None

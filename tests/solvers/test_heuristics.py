@@ -187,16 +187,17 @@ def test_bookkeeping_of_moves_survives_undoing() -> None:
 
 
 def test_auto_says_what_it_took() -> None:
-    """Latency is certified, loads get bandwidth only, a short time limit turns to greedy."""
+    """What has a bound is certified, loads get bandwidth only, a short time limit turns to greedy."""
     control = wo.Control()
     tiny = wo.Problem(wo.load_instance("deepseek-v2-lite-law", blocks=1, tokens=4), allocation="per-block")
     large = wo.Problem(wo.load_instance("deepseek-v2-lite-law"))
     assert pick_method(tiny, control)[0] == pick_method(large, control)[0] == "certified"
-    assert pick_method(large.replace(objective="wlr-block"), control)[0] == "alternating"
+    assert pick_method(large.replace(objective="wlr-block"), control)[0] == "certified"
+    assert pick_method(large.replace(objective="wlr-device"), control)[0] == "alternating"
     assert pick_method(large, wo.Control(time_limit=1e-3))[0] == "greedy"
     loads = wo.Problem(wo.load_instance("mixtral-8x7b-mmlu-load", part="anatomy"))
-    assert pick_method(loads, control)[0] == "topk"
-    assert wo.solve(loads).termination.detail.startswith("auto took topk (only bandwidth is free)")
+    assert pick_method(loads, control)[0] == "certified"
+    assert wo.solve(loads).termination.detail.startswith("auto took certified (only bandwidth is free)")
 
 
 def test_local_search_improves_its_start() -> None:

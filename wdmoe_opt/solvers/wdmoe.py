@@ -196,7 +196,7 @@ def select(
     base = price(problem, start, bandwidth)
     token_time = base.link_time[:, problem.tables.expert_device] + problem.tables.compute
     similarity = _cosines(problem, start, token_time, base.device_time, algorithm)
-    lightest = _lightest(problem, start, algorithm)
+    light = lightest_column(problem.tables.ids, problem.tables.weights, start, algorithm.tie)
     ratio = _Ratio(problem, base.link_time, base.device_time, base.block_latency, algorithm)
     blocks = problem.instance.blocks
     groups = [range(blocks)] if algorithm.scope == "all-blocks" else [range(i, i + 1) for i in range(blocks)]
@@ -205,7 +205,7 @@ def select(
     for group in groups:
         rows = slice(group.start, group.stop)
         label = -1 if algorithm.scope == "all-blocks" else group.start
-        keep[rows], steps = _search(start[rows], similarity[rows], lightest[rows], ratio, rows, algorithm)
+        keep[rows], steps = _search(start[rows], similarity[rows], light[rows], ratio, rows, algorithm)
         trace += [{"block": label, **step} for step in steps]
     return keep, trace
 
@@ -297,14 +297,24 @@ def _unit_peak(vectors: RealArray) -> RealArray:
     return scaled
 
 
-def _lightest(problem: Problem, start: NDArray[np.bool_], algorithm: Algorithm1) -> NDArray[np.intp]:
-    """Column of each token's lightest selected expert, ties by expert index, (blocks, tokens)."""
-    t = problem.tables
-    weights = np.where(start, t.weights, np.inf)
-    tied = weights == weights.min(axis=2, keepdims=True)
-    sign = 1 if algorithm.tie == "lowest-index" else -1
-    column: NDArray[np.intp] = np.where(tied, sign * t.ids.astype(np.int64), np.iinfo(np.int64).max).argmin(
-        axis=2
+def lightest_column(
+    ids: NDArray[Any], weights: RealArray, keep: NDArray[np.bool_], tie: str
+) -> NDArray[np.intp]:
+    """Column of each token's lightest selected expert, (..., tokens).
+
+    Parameters
+    ----------
+    ids : int array (..., tokens, m)
+    weights : float array (..., tokens, m)
+    keep : bool array (..., tokens, m)
+    tie : {"lowest-index", "highest-index"}
+        Which of several equally light experts.
+    """
+    selected = np.where(keep, weights, np.inf)
+    tied = selected == selected.min(axis=-1, keepdims=True)
+    sign = 1 if tie == "lowest-index" else -1
+    column: NDArray[np.intp] = np.where(tied, sign * ids.astype(np.int64), np.iinfo(np.int64).max).argmin(
+        axis=-1
     )
     return column
 
