@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from wdmoe_opt.benchmarks.runner.task import Task
+from wdmoe_opt.benchmarks.runner.task import Task, provenance
 
 #: s between two looks at a worker: short at first, so that fast tasks do not wait.
 _FIRST_LOOK, _LOOK = 0.01, 0.1
@@ -53,18 +53,18 @@ def _run(task: Task) -> tuple[dict[str, Any], bool]:
             finally:
                 _kill(process)
         message = _last(output)
-        if message and message["done"]:
+        if message and message["stage"] == "done":
             return message["row"], message["compiled"]
+        row = message["row"] if message else task.row(**provenance())
         if ended:
             words = _tail(errors)
             why = f"the worker ended with status {process.returncode}{f': {words}' if words else ''}"
-            return task.row(state="failed", message=why), False
+            return row | {"state": "failed", "message": why}, False
         limit = f"{task.contestant.kill_after:g} s"
-        if message:  # the answer is there, a repeat hangs
-            stopped = {"state": "timeout", "message": f"killed after {limit} of repeats", "claim_holds": ""}
-            return message["row"] | stopped, False
         why = f"killed after {limit}; its time limit was {task.contestant.time_limit:g} s"
-        return task.row(state="timeout", message=why), False
+        if message and message["stage"] == "called":
+            why = f"the first call ended; killed after {limit} of repeats and checks"
+        return row | {"state": "timeout", "message": why}, False
 
 
 #: Solvers are told one thread; what they call should not take more behind their backs.
@@ -81,8 +81,10 @@ def _wait(process: subprocess.Popen[bytes], task: Task, output: Path) -> bool:
         pass
     started, look, repeating = monotonic(), _FIRST_LOOK, False
     while process.poll() is None:
-        if not repeating and _last(output):
-            started, repeating = monotonic(), True
+        if not repeating:
+            message = _last(output)
+            if message and message["stage"] == "called":
+                started, repeating = monotonic(), True
         if monotonic() - started > task.contestant.kill_after:
             return False
         sleep(look)

@@ -161,17 +161,17 @@ def perform(task: Task, report: Callable[[dict[str, Any]], None]) -> None:
     ----------
     task : Task
     report : callable
-        Gets the row after the first call and when all is done, under "row", with "compiled": whether
-        kernels were compiled, "done", and "extra": seconds of work left at most, guessed.
+        Gets the row under "row", with "stage": "built" before the first call, "called" after it, "done"; and
+        "compiled": whether kernels were compiled, so that there are no warm times.
     """
     from wdmoe_opt.benchmarks.peers import find_solver
     from wdmoe_opt.benchmarks.runner.plugins import load_plugins
 
     contestant = task.contestant
-    row = task.row(machine=_machine(), versions=_versions())
+    row = task.row(**provenance())
 
-    def give(compiled: bool = False, done: bool = True) -> None:
-        report({"row": row, "compiled": compiled, "done": done})
+    def give(stage: str = "done", compiled: bool = False) -> None:
+        report({"row": row, "compiled": compiled, "stage": stage})
 
     try:
         load_plugins(task.plugins)
@@ -197,12 +197,13 @@ def perform(task: Task, report: Callable[[dict[str, Any]], None]) -> None:
         if refusal:
             row |= {"state": "refused", "message": refusal}
             return give()
+        give("built")
         control = Control(contestant.time_limit, contestant.rel_gap, task.seed, 1)
         first, compiled, solution = _first_call(info, problem, control, contestant.options)
         row |= {"cold_s": first, **_answer_columns(problem, solution)}
-        give(compiled, done=False)
+        give("called")
         if compiled:  # the figures will come from another process
-            return give(compiled)
+            return give(compiled=True)
         row |= _warm_columns(lambda: answer(info, problem, control, contestant.options), first)
         if solution.has_point:
             row["metric_s"] = _metric_time(problem, solution)
@@ -330,6 +331,11 @@ def _words(error: BaseException) -> str:
     """An exception on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
+
+
+def provenance() -> dict[str, str]:
+    """Machine and versions, as columns of a row."""
+    return {"machine": _machine(), "versions": _versions()}
 
 
 @cache

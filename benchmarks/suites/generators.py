@@ -121,14 +121,14 @@ def pairs_with_loads(loads: IntArray, rng: np.random.Generator) -> IntArray:
     line = np.repeat(order, loads[order])
     pairs: IntArray = np.stack([line[:tokens], line[tokens:]], axis=1)
     _mix(pairs, rng)
-    turned = rng.random(tokens) < 0.5
-    pairs[turned] = pairs[turned, ::-1]
     return pairs[rng.permutation(tokens)]
 
 
 def _mix(pairs: IntArray, rng: np.random.Generator, rounds: int = 20) -> None:
-    """Exchange second experts between random tokens where both stay pairs of different experts."""
+    """Turn random pairs, exchange second experts where both stay pairs of different ones, and again."""
     for _ in range(rounds):
+        turned = rng.random(len(pairs)) < 0.5
+        pairs[turned] = pairs[turned, ::-1]
         order = rng.permutation(len(pairs))
         a, b = order[: len(pairs) // 2], order[len(pairs) // 2 : 2 * (len(pairs) // 2)]
         good = (pairs[a, 0] != pairs[b, 1]) & (pairs[b, 0] != pairs[a, 1])
