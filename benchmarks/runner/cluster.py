@@ -15,7 +15,7 @@ from wdmoe_opt.benchmarks.runner.task import Task
 from wdmoe_opt.errors import InputError, UnsupportedError
 
 #: s to wait for the scheduler.
-CONNECT = 20
+CONNECT = 10
 
 
 def run_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[dict[str, Any]]:
@@ -47,7 +47,7 @@ def run_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[dict[str, An
         futures = {
             client.submit(isolated, task.to_json(), key=f"wdmoe-{task.key}", pure=False): task for task in tasks
         }
-        for future in as_completed(list(futures)):
+        for future in as_completed(list(futures), loop=client.loop):
             if future.status == "finished":
                 yield future.result()
             else:

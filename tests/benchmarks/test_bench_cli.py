@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from wdmoe_opt.cli import main
 
 pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
@@ -50,19 +53,26 @@ def test_help_names_the_commands():
         (["smoke", "--out", __file__], "cannot be used as a folder"),
     ],
 )
-def test_slips_are_one_line(tmp_path, arguments, message):
+def test_slips_are_one_line(tmp_path, arguments, message, monkeypatch, capsys):
     given = arguments if "--out" in arguments else [*arguments, "--out", str(tmp_path)]
-    done = bench("run", *given)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    (line,) = refused(monkeypatch, capsys, *given)
     assert message in line
 
 
-def test_a_damaged_table_is_named(tmp_path):
+def refused(monkeypatch, capsys, *arguments):
+    """Lines on standard error of a run that ends with status 2, in this process."""
+    monkeypatch.setattr(sys, "argv", ["wdmoe-opt", "bench", "run", *arguments])
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_damaged_table_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "results.parquet").write_bytes(b"PAR1 not")
-    done = bench("run", "smoke", "--out", str(tmp_path))
-    assert done.returncode == 2
-    assert "results.parquet: cannot be read" in done.stderr
+    (line,) = refused(monkeypatch, capsys, "smoke", "--out", str(tmp_path))
+    assert "results.parquet: cannot be read" in line
 
 
 def test_the_toy_solver_of_the_example(tmp_path):
@@ -98,8 +108,6 @@ def test_an_announced_solver_joins_every_suite(tmp_path):
         "found = with_solvers(load_suite('smoke'), (), ())\n"
         "print([(c.label, c.kind) for c in found.contestants][-1])"
     )
-    import os
-
     paths = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
