@@ -1,9 +1,9 @@
 """What kernels cost: ``python -m wdmoe_opt.benchmarks.micro [--json]``.
 
-The metric, in nanoseconds per (token, expert) pair, beside plain `numpy.bincount` over the same pairs, which does nothing but
-count; `wdmoe_opt.evaluate` as called, and the compiled kernels inside it apart. Then every native solver on 512 tokens and 8
-devices, in calls of the metric on the same problem: whatever answers must at least price its answer. Warm, one thread,
-medians of batches long enough for the clock.
+The metric, in nanoseconds per (token, expert) pair, beside plain `numpy.bincount` over the same pairs, which
+does nothing but count; `wdmoe_opt.evaluate` as called, and the compiled kernels inside it apart. Then every
+native solver on 512 tokens and 8 devices, in calls of the metric on the same problem: whatever answers must
+at least price its answer. Warm, one thread, medians of batches long enough for the clock.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class MetricCost:
     pairs : int
         (Token, candidate) pairs of the instance, kept or not: what the metric looks at.
     evaluate, kernels, count_kernel, bincount, weighted_bincount : float, ns per pair
-        The call; its compiled kernels alone; of those the one that only counts loads, which solvers use; `numpy.bincount` of
-        the device of every pair; the same with gate weights.
+        The call; its compiled kernels alone; of those the one that only counts loads, which solvers use;
+        `numpy.bincount` of the device of every pair; the same with gate weights.
     """
 
     name: str
@@ -148,21 +148,32 @@ def solver_costs() -> list[dict[str, Any]]:
     found = []
     for name, problem in (
         ("synthetic, 512 tokens, top-2, 8 devices", wo.Problem(synthetic(tokens=512), min_retention=FLOOR)),
-        ("deepseek-v2-lite-law#3", wo.Problem(wo.load_instance("deepseek-v2-lite-law#3"), min_retention=FLOOR)),
+        (
+            "deepseek-v2-lite-law#3",
+            wo.Problem(wo.load_instance("deepseek-v2-lite-law#3"), min_retention=FLOOR),
+        ),
     ):
         plain = wo.solve(problem, "topk-uniform")
         metric = seconds(lambda p=problem, s=plain: wo.evaluate(p, s.keep, s.bandwidth))  # type: ignore[misc]
         for method in SOLVERS:
             spent = seconds(lambda p=problem, m=method: wo.solve(p, m))  # type: ignore[misc]
             found.append(
-                {"problem": name, "method": method, "seconds": spent, "metric_s": metric, "metrics": spent / metric}
+                {
+                    "problem": name,
+                    "method": method,
+                    "seconds": spent,
+                    "metric_s": metric,
+                    "metrics": spent / metric,
+                }
             )
     return found
 
 
 def main() -> None:
     """Command line of this module."""
-    parser = argparse.ArgumentParser(description="Nanoseconds of the metric, and solvers in metric evaluations.")
+    parser = argparse.ArgumentParser(
+        description="Nanoseconds of the metric, and solvers in metric evaluations."
+    )
     parser.add_argument("--json", action="store_true")
     as_json = parser.parse_args().json
     costs = [metric_cost(name, problem) for name, problem in problems()]
@@ -179,7 +190,8 @@ def main() -> None:
         )
     print(f"ratio: evaluate over bincount; promised is {PROMISE:g}\n")
     for row in solvers:
-        print(f"{row['problem']:<42}{row['method']:<18}{row['seconds'] * 1e3:>9.3f} ms{row['metrics']:>9.1f} metrics")
+        spent = f"{row['seconds'] * 1e3:>9.3f} ms{row['metrics']:>9.1f} metrics"
+        print(f"{row['problem']:<42}{row['method']:<18}{spent}")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ Run it against everything else, on any suite::
     wdmoe-opt bench run smoke --plugin examples/toy_solver.py
     wdmoe-opt bench report
 
-Importing this file registers the solver. It is then also there for ``wo.solve(problem, "toy")`` in the same process. Its
-answers are priced by the package's metric and its claims are checked, whatever it believes of them.
+Importing this file registers the solver. It is then also there for ``wo.solve(problem, "toy")`` in the same
+process. Its answers are priced by the package's metric and its claims are checked, whatever it believes of
+them.
 
-An installed package announces its solvers instead, and needs no ``--plugin``: they then take part in every suite, and
-in `wdmoe-opt solve --method toy`. In its pyproject.toml::
+An installed package announces its solvers instead, and needs no ``--plugin``: they then take part in every
+suite, and in `wdmoe-opt solve --method toy`. In its pyproject.toml::
 
     [project.entry-points."wdmoe_opt.solvers"]
     toy = "my_package.toy_solver:TOY"
@@ -51,7 +52,9 @@ def toy(problem: wo.Problem, control: wo.Control, extra: int = 0) -> wo.Point:
     transfers, _ = demands(problem, keep)
     load = transfers.sum(axis=0)
     bandwidth = problem.instance.total_bandwidth * load / load.sum()
-    return wo.Point(keep, bandwidth, wo.Termination("heuristic", detail="heaviest experts, bandwidth by load"))
+    return wo.Point(
+        keep, bandwidth, wo.Termination("heuristic", detail="heaviest experts, bandwidth by load")
+    )
 
 
 TOY = wo.SolverInfo(
@@ -64,4 +67,6 @@ TOY = wo.SolverInfo(
 
 
 if "toy" not in {info.name for info in wo.list_solvers()}:
-    wo.register_solver("toy", toy, summary=TOY.summary, objectives=TOY.objectives, allocations=TOY.allocations)
+    wo.register_solver(
+        "toy", toy, summary=TOY.summary, objectives=TOY.objectives, allocations=TOY.allocations
+    )

@@ -495,7 +495,9 @@ def bench_run(
     ],
     solver: Annotated[
         list[str] | None,
-        typer.Option(help="Only this solver, by label or method; repeatable. One that the suite lacks joins it."),
+        typer.Option(
+            help="Only this solver, by label or method; repeatable. One that the suite lacks joins it."
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0. Default: the suite's.")] = None,
     out: Annotated[
@@ -514,7 +516,7 @@ def bench_run(
     workers: Annotated[
         int, typer.Option(help="Processes at the same time here; above 1 they disturb each other's times.")
     ] = 1,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run finished rows again, and replace them.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run finished rows again and replace them.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a benchmark suite: every solver on every case, each in a process of its own, with time limits.
@@ -538,7 +540,8 @@ def bench_run(
         (
             row["solver"], row["kind"], row["rows"], row["states"].get("ok", 0),
             ", ".join(f"{count} {state}" for state, count in row["states"].items() if state != "ok"),
-            row["feasible"], row["claims_wrong"], *(_known(row[key]) for key in ("median_gap", "cold_s", "warm_s")),
+            row["feasible"], row["claims_wrong"],
+            *(_known(row[key]) for key in ("median_gap", "cold_s", "warm_s")),
         )
         for row in found["solvers"]
     ]  # fmt: skip
@@ -560,9 +563,12 @@ def bench_suites(as_json: AsJson = False) -> None:
         _print_json(suites)
         return
     lines = (
-        (s["name"], s["cases"], len(s["contestants"]), s["seeds"], s["rows_per_seed"] * s["seeds"], s["summary"])
+        (
+            s["name"], s["cases"], len(s["contestants"]), s["seeds"], s["rows_per_seed"] * s["seeds"],
+            s["summary"],
+        )
         for s in suites
-    )
+    )  # fmt: skip
     _show(_table("name", "cases", "solvers", "seeds", "rows", "what it is", rows=lines))
 
 
@@ -571,7 +577,9 @@ def bench_report(
     results: Annotated[
         Path, typer.Argument(metavar="RESULTS", help="Folder that `bench run` wrote, or its Parquet file.")
     ] = Path("bench-results"),
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; default beside the results.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report; default beside the results.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the report of benchmark results: HTML, Markdown and pictures."""

@@ -1,8 +1,9 @@
-"""Peers: what one would use without this package, each with the formulation that suits it, in normalised units.
+"""Peers: what one would use without this package, each with the formulation that suits it.
 
-A peer is a `SolverInfo` like any solver, so that the runner treats all alike, but it stands here and not in
-`wdmoe_opt.list_solvers()`. Solvers that are registered anyway (``slsqp``, ``convex``, ``milp``, ``minlp``) take part under
-their own names. Every peer obeys the time limit it is told, as far as its interface lets it.
+All get normalised units. A peer is a `SolverInfo` like any solver, so that the runner treats all alike, but
+it stands here and not in `wdmoe_opt.list_solvers()`. Solvers that are registered anyway (``slsqp``,
+``convex``, ``milp``, ``minlp``) take part under their own names. Every peer obeys the time limit it is told,
+as far as its interface lets it.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ PEERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "gurobi",
-            "the joint program by Gurobi; its pip licence ends at 2000 variables, 200 with nonlinear constraints",
+            "the joint program by Gurobi; its pip licence ends at 200 variables with nonlinear constraints",
             "wdmoe_opt.benchmarks.peers.gurobi:gurobi",
             honours_floors=True,
             bound="claimed",

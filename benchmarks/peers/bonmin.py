@@ -6,6 +6,7 @@ The reduced program is not convex in (selection, share), so that Bonmin's own bo
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def _solve(problem: Problem, control: Control, algorithm: str) -> Point:
     bounds = program.variables
     x = casadi.SX.sym("x", bounds.low.size)
     objective, rules = program.build(casadi.vertsplit(x), casadi.log)
-    options = {
+    options: dict[str, Any] = {
         "algorithm": algorithm,
         "allowable_fraction_gap": max(control.rel_gap, 1e-9),
         "bb_log_level": 0,
@@ -46,11 +47,14 @@ def _solve(problem: Problem, control: Control, algorithm: str) -> Point:
     }
     if control.time_limit is not None:
         options["time_limit"] = max(control.time_limit, 1e-3)
+    settings: dict[str, Any] = {
+        "discrete": bounds.binary.tolist(),
+        "print_time": False,
+        "error_on_fail": False,
+        "bonmin": options,
+    }
     engine = casadi.nlpsol(
-        "engine",
-        "bonmin",
-        {"x": x, "f": objective, "g": casadi.vertcat(*rules)},
-        {"discrete": bounds.binary.tolist(), "print_time": False, "error_on_fail": False, "bonmin": options},
+        "engine", "bonmin", {"x": x, "f": objective, "g": casadi.vertcat(*rules)}, settings
     )
     found = engine(x0=bounds.start, lbx=bounds.low, ubx=bounds.high, lbg=-math.inf, ubg=0.0)
     words = str(engine.stats()["return_status"])

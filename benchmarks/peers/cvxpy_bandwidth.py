@@ -1,7 +1,7 @@
 """P-BW by CVXPY, the way a user in a loop would have it: built once, then new numbers in the parameters.
 
-The model of the last problem is kept: a problem of the same structure only updates it. Both solvers start cold every
-time, as repeats of a benchmark ask the same question again.
+The model of the last problem is kept: a problem of the same structure only updates it. Both solvers start
+cold every time, as repeats of a benchmark ask the same question again.
 """
 
 from __future__ import annotations

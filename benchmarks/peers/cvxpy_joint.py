@@ -26,12 +26,16 @@ def _solve(problem: Problem, control: Control, accuracy: float) -> Point:
     status = solve_quietly(model, scs_options(control, accuracy))
     flow = model.variables["flow"].value
     if flow is None or not np.isfinite(flow).all():
-        return conclude(problem, None, control, limit="time" if "limit" in status else "", detail=f"SCS: {status}")
+        return conclude(
+            problem, None, control, limit="time" if "limit" in status else "", detail=f"SCS: {status}"
+        )
     share = np.asarray(model.extract().keep)
     first = np.arange(share.shape[2]) == share.argmax(axis=2)[:, :, None]
     keeps = [
         repair_floors(problem, (rounded := share >= t) | (first & ~rounded.any(axis=2, keepdims=True)))
         for t in THRESHOLDS
     ]
-    best = min(keeps, key=lambda k: rank(price(problem, k, allocate(problem, *demands(problem, k)).bandwidth)))
+    best = min(
+        keeps, key=lambda k: rank(price(problem, k, allocate(problem, *demands(problem, k)).bandwidth))
+    )
     return conclude(problem, best, control, limit="rounding", detail=f"SCS: {status}; rounded and repaired")

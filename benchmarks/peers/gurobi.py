@@ -1,4 +1,4 @@
-"""Gurobi through Pyomo's direct interface, as `minlp` runs it; says so where its size-limited licence ends."""
+"""Gurobi through Pyomo's direct interface, as `minlp` runs it; says where its size-limited licence ends."""
 
 from __future__ import annotations
 

@@ -56,8 +56,12 @@ def _model(program: ReducedProgram) -> Any:
         def get_variables(self) -> list[Any]:
             """Variables with their bounds."""
             return [
-                mp.OptimizationVariable(mp.Bounds(low, high), mp.VT_BINARY if whole else mp.VT_CONTINUOUS, f"x{n}")
-                for n, (low, high, whole) in enumerate(zip(bounds.low, bounds.high, bounds.binary, strict=True))
+                mp.OptimizationVariable(
+                    mp.Bounds(low, high), mp.VT_BINARY if whole else mp.VT_CONTINUOUS, f"x{n}"
+                )
+                for n, (low, high, whole) in enumerate(
+                    zip(bounds.low, bounds.high, bounds.binary, strict=True)
+                )
             ]
 
         def get_initial_point(self) -> list[float]:

@@ -1,12 +1,13 @@
-"""The joint program in reduced space, for solvers that take expressions: selection, shares and block latencies.
+"""The joint program in reduced space, for solvers that take expressions: selection, shares, latencies.
 
 Sets, data and rules as in `wdmoe_opt.formulations.minlp`; rates and air times are expressions of the shares
 instead of variables:
 
     busy_ik + sent_ik sum_d slow_d r_d(1/K) / r_d(b_k) <= T_i,     r(b) = b ln(1 + c / b)
 
-in normalised units, see `wdmoe_opt.formulations.common`. A share is at least `LEAST`, as the time has no value at 0; scaling
-an optimum into that costs a factor of at most 1 / (1 - devices * LEAST), which bounds are lowered by.
+in normalised units, see `wdmoe_opt.formulations.common`. A share is at least `LEAST`, as the time has no
+value at 0; scaling an optimum into that costs a factor of at most 1 / (1 - devices * LEAST), which bounds are
+lowered by.
 """
 
 from __future__ import annotations

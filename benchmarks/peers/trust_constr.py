@@ -1,7 +1,7 @@
 """P-BW on the epigraph form by SciPy's trust-constr; `slsqp` does it by SLSQP.
 
-minimise sum_i T_i subject to t_ik(b_k) <= T_i and sum_k b_k <= 1, in shares of the total bandwidth and in units of the
-latency at equal shares, with exact first derivatives.
+minimise sum_i T_i subject to t_ik(b_k) <= T_i and sum_k b_k <= 1, in shares of the total bandwidth and in
+units of the latency at equal shares, with exact first derivatives.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What was claimed, against everything known of the same problem.
 
-Rows of the same suite, case, seed, task and floor answer the same question. Best value: the best feasible one of all of
-them. Best bound: the best bound that `wdmoe_opt.certify` confirmed. A row without a certificate
+Rows of the same suite, case, seed, task and floor answer the same question. Best value: the best feasible one
+of all of them. Best bound: the best bound that `wdmoe_opt.certify` confirmed. A row without a certificate
 
-* is wrong ("no") if it claims optimality for an infeasible point, or for a value that the best value undercuts by more than
-  its gap, or a bound beyond the best value;
+* is wrong ("no") if it claims optimality for an infeasible point, or for a value that the best value
+  undercuts by more than its gap, or a bound beyond the best value;
 * holds ("yes") if a certified bound proves it, or if another method claims an optimum that agrees;
 * stays "unchecked" otherwise. A row without any claim has "".
 
@@ -44,7 +44,11 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     values = [sign * r["value"] for r in rows if r["feasible"] and not math.isnan(r["value"])]
     best = min(values, default=math.inf)
     proved = max(
-        (sign * r["lower_bound"] for r in rows if r["bound_kind"] == "certified" and r["claim_holds"] == "yes"),
+        (
+            sign * r["lower_bound"]
+            for r in rows
+            if r["bound_kind"] == "certified" and r["claim_holds"] == "yes"
+        ),
         default=-math.inf,
     )
     slack = TOLERANCE * abs(best) if math.isfinite(best) else 0.0

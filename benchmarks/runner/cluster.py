@@ -1,13 +1,14 @@
 """The same tasks on a dask.distributed cluster.
 
-Each task runs in a process of its own beside the worker that got it, as on one machine. The package, and every plugin under
-the same path, must be there. Start workers with one thread (``dask worker ADDRESS --nthreads 1``), or the tasks of a worker
-run at the same time and disturb each other's times. A task whose worker dies goes to another one.
+Each task runs in a process of its own beside the worker that got it, as on one machine. The package, and
+every plugin under the same path, must be there. Start workers with one thread (``dask worker ADDRESS
+--nthreads 1``), or the tasks of a worker run at the same time and disturb each other's times. A task whose
+worker dies goes to another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from wdmoe_opt.benchmarks.runner.isolated import isolated
@@ -18,7 +19,7 @@ from wdmoe_opt.errors import InputError, UnsupportedError
 CONNECT = 10
 
 
-def run_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[dict[str, Any]]:
+def run_on_cluster(tasks: Sequence[Task], address: str) -> Generator[dict[str, Any]]:
     """Rows as they are finished, in whatever order.
 
     Parameters
@@ -45,12 +46,13 @@ def run_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[dict[str, An
         raise InputError("scheduler", rule, value=address) from None
     with client:
         futures = {
-            client.submit(isolated, task.to_json(), key=f"wdmoe-{task.key}", pure=False): task for task in tasks
+            client.submit(isolated, task.to_json(), key=f"wdmoe-{task.key}", pure=False): task
+            for task in tasks
         }
         for future in as_completed(list(futures), loop=client.loop):
             if future.status == "finished":
                 yield future.result()
             else:
-                error = future.exception()
-                why = f"the cluster gave it up: {type(error).__name__}: {error}"
+                lost = future.exception()
+                why = f"the cluster gave it up: {type(lost).__name__}: {lost}"
                 yield futures[future].row(state="failed", message=" ".join(why.split())[:500])

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from wdmoe_opt.benchmarks.peers import PEERS
 from wdmoe_opt.benchmarks.runner.cluster import run_on_cluster
 from wdmoe_opt.benchmarks.runner.local import run_here
 from wdmoe_opt.benchmarks.runner.plugins import entry_point_solvers, load_plugins, resolved
 from wdmoe_opt.benchmarks.runner.store import DEFAULT_FOLDER, Store
-from wdmoe_opt.benchmarks.runner.task import Task, tasks_of
+from wdmoe_opt.benchmarks.runner.task import tasks_of
 from wdmoe_opt.benchmarks.suites.load import load_suite, suite_names
-from wdmoe_opt.benchmarks.suites.suite import Contestant, Suite
+from wdmoe_opt.benchmarks.suites.suite import Job, Kind, Suite
 from wdmoe_opt.errors import UnknownNameError
 from wdmoe_opt.registry import list_solvers
 
@@ -88,6 +89,7 @@ def run(
     paths = tuple(resolved(plugin) for plugin in plugins)
     chosen = with_solvers(chosen, load_plugins(paths), solvers)
     store = Store(out)
+    rows: Generator[dict[str, Any]]
     with store.locked():
         tasks = tasks_of(chosen.name, chosen.pairings, seeds or chosen.seeds, paths)
         done = set() if fresh else store.finished()
@@ -122,12 +124,13 @@ def with_solvers(suite: Suite, added: Iterable[Any], names: Sequence[str]) -> Su
     """
     contestants = list(suite.contestants)
     first = contestants[0]
-    limits = {"time_limit": first.time_limit, "rel_gap": first.rel_gap, "kill_after": first.kill_after}
+    model = replace(
+        first, options={}, groups=(), most_pairs=math.inf, at_retention_of="", tasks=get_args(Job)
+    )
     taken = {c.label for c in contestants} | {c.method for c in contestants}
-    tasks = ("joint", "bandwidth")
     for info in (*added, *entry_point_solvers()):
         if info.name not in taken:
-            contestants.append(Contestant(info.name, info.name, kind="plugin", tasks=tasks, **limits))
+            contestants.append(replace(model, label=info.name, method=info.name, kind="plugin"))
             taken.add(info.name)
     if not names:
         return replace(suite, contestants=tuple(contestants))
@@ -137,8 +140,8 @@ def with_solvers(suite: Suite, added: Iterable[Any], names: Sequence[str]) -> Su
             continue
         if name not in solvers and name not in PEERS:
             raise UnknownNameError("solver", name, {*taken, *solvers, *PEERS})
-        kind = "ours" if name in solvers else "peer"
-        contestants.append(Contestant(name, name, kind=kind, tasks=tasks, **limits))  # type: ignore[arg-type]
+        kind: Kind = "ours" if name in solvers else "peer"
+        contestants.append(replace(model, label=name, method=name, kind=kind))
     kept = tuple(c for c in contestants if c.label in names or c.method in names)
     return replace(suite, contestants=kept)
 
@@ -209,4 +212,6 @@ class _Teller:
             return
         self.told = now
         left = (now - self.started) / self.done * (self.count - self.done)
-        print(f"{self.what}: {self.done} of {self.count} rows, about {left / 60:.1f} min left", file=sys.stderr)
+        print(
+            f"{self.what}: {self.done} of {self.count} rows, about {left / 60:.1f} min left", file=sys.stderr
+        )

@@ -68,7 +68,7 @@ def _run(task: Task) -> tuple[dict[str, Any], bool]:
 
 
 #: Solvers are told one thread; what they call should not take more behind their backs.
-_SINGLE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+_SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def _wait(process: subprocess.Popen[bytes], task: Task, output: Path) -> bool:

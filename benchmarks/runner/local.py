@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -10,14 +10,15 @@ from wdmoe_opt.benchmarks.runner.isolated import isolated
 from wdmoe_opt.benchmarks.runner.task import Task
 
 
-def run_here(tasks: Sequence[Task], workers: int = 1) -> Iterator[dict[str, Any]]:
+def run_here(tasks: Sequence[Task], workers: int = 1) -> Generator[dict[str, Any]]:
     """Rows as they are finished.
 
     Parameters
     ----------
     tasks : sequence of Task
     workers : int
-        Processes at the same time. More than one share caches and memory bandwidth: do not compare their times.
+        Processes at the same time. More than one share caches and memory bandwidth: do not compare their
+        times.
     """
     if workers == 1:
         for task in tasks:

@@ -22,7 +22,8 @@ def load_plugins(plugins: Iterable[str]) -> tuple[SolverInfo, ...]:
     ----------
     plugins : iterable of str
         ``"path.py"`` or ``"module"``, which call `wdmoe_opt.register_solver` when imported; or
-        ``"module:attr"`` (``"path.py:attr"``): a `SolverInfo`, or a function without arguments that registers.
+        ``"module:attr"`` (``"path.py:attr"``): a `SolverInfo`, or a function without arguments that
+        registers.
 
     Raises
     ------
@@ -37,7 +38,9 @@ def load_plugins(plugins: Iterable[str]) -> tuple[SolverInfo, ...]:
         except WdmoeError:
             raise
         except Exception as error:
-            raise InputError("plugin", f"cannot be imported: {type(error).__name__}: {error}", value=plugin) from error
+            raise InputError(
+                "plugin", f"cannot be imported: {type(error).__name__}: {error}", value=plugin
+            ) from error
         new = [info for info in list_solvers() if info.name not in known]
         if not new and plugin not in _loaded:
             raise InputError("plugin", "registers no solver", value=plugin)

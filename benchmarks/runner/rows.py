@@ -1,8 +1,8 @@
 """The schema of benchmark results: one row is one solver configuration on one case and seed.
 
-Missing numbers are NaN, missing texts "". ``task_key`` is a hash of everything that decides a row, the package's
-version included: what the runner recognises a finished row by. Rows of the same suite, case, seed and
-``min_retention`` are answers to the same problem.
+Missing numbers are NaN, missing texts "". ``task_key`` is a hash of everything that decides a row, the
+package's version included: what the runner recognises a finished row by. Rows of the same suite, case, seed
+and ``min_retention`` are answers to the same problem.
 """
 
 from __future__ import annotations

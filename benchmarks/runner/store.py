@@ -7,7 +7,8 @@
         parts/KEY.json       rows since then, one file each, named by the row's task_key
         lock                 held by the run that writes here
 
-Files appear complete or not at all, and a row's name is its key: whenever a run dies, what it finished is there, once.
+Files appear complete or not at all, and a row's name is its key: whenever a run dies, what it finished is
+there, once.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Store:
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError("out", f"cannot be used as a folder ({error.strerror})", value=str(folder)) from None
+            raise InputError(
+                "out", f"cannot be used as a folder ({error.strerror})", value=str(folder)
+            ) from None
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Keep a row; from here on it survives anything."""
@@ -99,7 +102,9 @@ class Store:
             raise WdmoeError(f"{self.table}: cannot be read ({' '.join(str(error).split())[:200]})") from None
         missing = [column for column in COLUMNS if column not in table.columns]
         if missing:
-            raise WdmoeError(f"{self.table}: lacks column {missing[0]!r}; is it a results file of this version?")
+            raise WdmoeError(
+                f"{self.table}: lacks column {missing[0]!r}; is it a results file of this version?"
+            )
         return table[list(COLUMNS)]
 
     @contextmanager

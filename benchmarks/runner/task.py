@@ -3,14 +3,19 @@
 Protocol
 --------
 A worker process that has done nothing else imports the package, builds the problem and calls the solver once:
-the *cold* call. It loads what the solver imports and the compiled kernels from Numba's disk cache. If kernels had to be
-compiled, the whole task is done again in another fresh process, whose first call is the cold one; the difference of the two
-first calls is ``compile_s``. Importing the package and building the problem are in no figure.
+the *cold* call. It loads what the solver imports and the compiled kernels from Numba's disk cache. If kernels
+had to be compiled, the whole task is done again in another fresh process, whose first call is the cold one;
+the difference of the two first calls is ``compile_s``. Importing the package and building the problem are in
+no figure.
 
 Then the same call is repeated in the same process, *warm*: a first call of over 30 s is not repeated
 (``repeats`` 0, ``warm_s`` is then the first call); one repeat where that takes over 5 s; else at least three,
-and up to five until 2 s are spent. Reported are median, quartiles and minimum. A call is what `wdmoe_opt.solve`
-does: checks, search, pricing of the point by the metric, recheck of its certificate. Peers go through the same steps.
+and up to five until 2 s are spent. Reported are median, quartiles and minimum. A call is what
+`wdmoe_opt.solve` does: checks, search, pricing of the point by the metric, recheck of its certificate. Peers
+go through the same steps.
+
+A contestant at another method's retention has that method solved first, outside all times; its first call is
+then not cold, and ``cold_s`` is NaN.
 
 ``metric_s`` is the median of warm `wdmoe_opt.evaluate` calls on the answer. A certified claim is rechecked by
 `wdmoe_opt.certify`; other claims wait for what the others find, see `claims`.
@@ -79,7 +84,14 @@ class Task:
     def key(self) -> str:
         """Hash of everything that decides the row; where plugins lie does not."""
         what = {**asdict(self), "plugins": None, "version": __version__}
-        return hashlib.blake2b(json.dumps(what, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
+        return hashlib.blake2b(
+            json.dumps(what, sort_keys=True, default=str).encode(), digest_size=12
+        ).hexdigest()
+
+    @property
+    def control(self) -> Control:
+        """What the solver is told."""
+        return Control(self.contestant.time_limit, self.contestant.rel_gap, self.seed, 1)
 
     def to_json(self) -> str:
         """As text for a worker."""
@@ -89,9 +101,16 @@ class Task:
     def from_json(cls, text: str) -> Task:
         """From what `to_json` wrote."""
         read = json.loads(text)
-        contestant = {k: tuple(v) if isinstance(v, list) else v for k, v in read["contestant"].items()}
+        contestant: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in read["contestant"].items()
+        }
         return cls(
-            read["suite"], Case(**read["case"]), Contestant(**contestant), read["seed"], tuple(read["plugins"])
+            read["suite"],
+            Case(**read["case"]),
+            Contestant(**contestant),
+            read["seed"],
+            tuple(read["plugins"]),
         )
 
     def row(self, **known: Any) -> dict[str, Any]:
@@ -154,65 +173,93 @@ def answer(info: SolverInfo, problem: Problem, control: Control, options: Mappin
     return priced_solution(problem, point, info.name, {"solve": perf_counter() - started})
 
 
+class _Settled(Exception):  # noqa: N818
+    """The row is decided before the solver is called."""
+
+    def __init__(self, state: str, message: str) -> None:
+        super().__init__(message)
+        self.state = state
+
+
 def perform(task: Task, report: Callable[[dict[str, Any]], None]) -> None:
-    """Measure one task in this process, which must be fresh; every call of ``report`` replaces the row before.
+    """Measure one task in this process, which must be fresh.
 
     Parameters
     ----------
     task : Task
     report : callable
-        Gets the row under "row", with "stage": "built" before the first call, "called" after it, "done"; and
-        "compiled": whether kernels were compiled, so that there are no warm times.
+        Gets the row so far under "row", each time instead of the one before, with "stage": "built" before the
+        first call, "called" after it, "done"; and "compiled": whether kernels were compiled, so that there
+        are no warm times.
     """
-    from wdmoe_opt.benchmarks.peers import find_solver
-    from wdmoe_opt.benchmarks.runner.plugins import load_plugins
+    import wdmoe_opt.solving  # noqa: F401  not part of the first call
 
-    contestant = task.contestant
     row = task.row(**provenance())
-
-    def give(stage: str = "done", compiled: bool = False) -> None:
-        report({"row": row, "compiled": compiled, "stage": stage})
-
+    compiled = False
     try:
-        load_plugins(task.plugins)
-        problem = build_problem(task.case, task.seed)
-    except Exception as error:  # whatever it is, the row must say so
-        row |= {"state": "failed", "message": f"the problem cannot be built: {_words(error)}"}
-        return give()
-    try:
-        info = find_solver(contestant.method)
-        available = info.availability()
-        if not available:
-            row |= {"state": "unavailable", "message": available.reason}
-            return give()
-        if contestant.at_retention_of:
-            problem = _at_retention(problem, contestant.at_retention_of)
-        row |= _problem_columns(problem)
-        pairs = row["pairs"]
-        if pairs > contestant.most_pairs:
-            limit = f"{pairs} token-expert pairs, over the suite's limit of {contestant.most_pairs:g} for it"
-            row |= {"state": "refused", "message": limit}
-            return give()
-        refusal = info.refusal(problem)
-        if refusal:
-            row |= {"state": "refused", "message": refusal}
-            return give()
-        give("built")
-        control = Control(contestant.time_limit, contestant.rel_gap, task.seed, 1)
-        first, compiled, solution = _first_call(info, problem, control, contestant.options)
-        row |= {"cold_s": first, **_answer_columns(problem, solution)}
-        give("called")
-        if compiled:  # the figures will come from another process
-            return give(compiled=True)
-        row |= _warm_columns(lambda: answer(info, problem, control, contestant.options), first)
-        if solution.has_point:
-            row["metric_s"] = _metric_time(problem, solution)
-        row["claim_holds"] = _recheck(problem, solution)
+        info, problem = _prepared(task, row)
+        report({"row": row, "compiled": False, "stage": "built"})
+        compiled, solution = _first_columns(task, info, problem, row)
+        report({"row": row, "compiled": compiled, "stage": "called"})
+        if not compiled:  # else the figures will come from another process
+            row |= _later_columns(task, info, problem, solution, row["cold_s"])
+    except _Settled as end:
+        row |= {"state": end.state, "message": str(end)}
     except UnsupportedError as error:
         row |= {"state": "refused", "message": str(error)}
     except Exception as error:  # a solver that fails is a result
         row |= {"state": "failed", "message": _words(error)}
-    give()
+    if task.contestant.at_retention_of:  # another solver ran before in this process
+        row["cold_s"] = math.nan
+    report({"row": row, "compiled": compiled, "stage": "done"})
+
+
+def _prepared(task: Task, row: dict[str, Any]) -> tuple[SolverInfo, Problem]:
+    """The solver and the problem; raises `_Settled` where there is nothing to measure."""
+    from wdmoe_opt.benchmarks.peers import find_solver
+    from wdmoe_opt.benchmarks.runner.plugins import load_plugins
+
+    contestant = task.contestant
+    try:
+        load_plugins(task.plugins)
+        problem = build_problem(task.case, task.seed)
+    except Exception as error:
+        raise _Settled("failed", f"the problem cannot be built: {_words(error)}") from error
+    if contestant.at_retention_of:
+        problem = _at_retention(problem, contestant.at_retention_of)
+    row |= _problem_columns(problem)
+    info = find_solver(contestant.method)
+    available = info.availability()
+    if not available:
+        raise _Settled("unavailable", available.reason)
+    if row["pairs"] > contestant.most_pairs:
+        limit = (
+            f"{row['pairs']} token-expert pairs, over the suite's limit of {contestant.most_pairs:g} for it"
+        )
+        raise _Settled("refused", limit)
+    refusal = info.refusal(problem)
+    if refusal:
+        raise _Settled("refused", refusal)
+    return info, problem
+
+
+def _first_columns(
+    task: Task, info: SolverInfo, problem: Problem, row: dict[str, Any]
+) -> tuple[bool, Solution]:
+    """Call the solver for the first time; fills the answer in."""
+    first, compiled, solution = _first_call(info, problem, task.control, task.contestant.options)
+    row |= {"cold_s": first, **_answer_columns(problem, solution)}
+    return compiled, solution
+
+
+def _later_columns(
+    task: Task, info: SolverInfo, problem: Problem, solution: Solution, first: float
+) -> dict[str, Any]:
+    """Warm times, the metric's time, and the recheck."""
+    found = _warm_columns(lambda: answer(info, problem, task.control, task.contestant.options), first)
+    if solution.has_point:
+        found["metric_s"] = _metric_time(problem, solution)
+    return {**found, "claim_holds": _recheck(problem, solution)}
 
 
 def _at_retention(problem: Problem, method: str) -> Problem:
@@ -293,7 +340,7 @@ def _problem_columns(problem: Problem) -> dict[str, Any]:
         "allocation": problem.allocation,
         "dispatch": problem.dispatch,
         "candidates": str(problem.candidates),
-        "min_retention": float(np.mean(problem.min_retention)),
+        "min_retention": float(np.asarray(problem.min_retention).mean()),
     }
 
 

@@ -1,7 +1,7 @@
 """A worker process: reads one task from standard input, writes JSON lines to the file it is given.
 
-Usage: ``python -m wdmoe_opt.benchmarks.runner.worker OUTPUT < task.json``; the last complete line counts. What solvers
-print goes nowhere.
+Usage: ``python -m wdmoe_opt.benchmarks.runner.worker OUTPUT < task.json``; the last complete line counts.
+What solvers print goes nowhere.
 """
 
 from __future__ import annotations

@@ -171,4 +171,3 @@ GENERATORS: dict[str, Generator] = {
     "tiny": tiny,
     "distances": distances,
 }
-

@@ -158,7 +158,9 @@ def _cases(where: str, entry: Mapping[str, Any], request: Mapping[str, Any]) -> 
     each = _table(f"{where}.each", entry.get("each", {}))
     for key, values in each.items():
         if key == "seed" or not isinstance(values, list) or not values:
-            raise InputError(f"{where}.each.{key}", "must be a list of values, not named 'seed'", value=values)
+            raise InputError(
+                f"{where}.each.{key}", "must be a list of values, not named 'seed'", value=values
+            )
     if math.prod(len(values) for values in each.values()) > MOST_CASES:
         raise InputError(f"{where}.each", f"makes more than {MOST_CASES} cases")
     bare = {key: value for key, value in entry.items() if key != "each"}

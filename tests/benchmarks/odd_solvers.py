@@ -22,7 +22,9 @@ def dying(problem, control):
 
 
 def malformed(problem, control):
-    return wo.Point(problem.top_k_keep, np.full(problem.instance.devices, np.nan), wo.Termination("heuristic"))
+    return wo.Point(
+        problem.top_k_keep, np.full(problem.instance.devices, np.nan), wo.Termination("heuristic")
+    )
 
 
 def lying(problem, control):

@@ -82,7 +82,9 @@ def test_the_toy_solver_of_the_example(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0].split()[:3] == ["solver", "kind", "rows"]
     assert [line.split()[:2] for line in lines[1:-1]] == [["toy", "plugin"]]
-    again = bench("run", "smoke", "--plugin", f"{TOY}:TOY", "--solver", "toy", "--out", str(tmp_path), "--json")
+    again = bench(
+        "run", "smoke", "--plugin", f"{TOY}:TOY", "--solver", "toy", "--out", str(tmp_path), "--json"
+    )
     found = json.loads(again.stdout)
     assert found["rows"] == 0
     assert found["skipped"] == 4

@@ -51,8 +51,8 @@ def cluster(tmp_path):
         address = json.loads(told.read_text())["address"]
         workers += [
             subprocess.Popen(
-                [*module, "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
-                 "--local-directory", str(tmp_path)], **quiet,
+                [*module, "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny",
+                 "--no-dashboard", "--local-directory", str(tmp_path)], **quiet,
             )
             for _ in range(2)
         ]  # fmt: skip

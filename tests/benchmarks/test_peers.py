@@ -17,7 +17,12 @@ from wdmoe_opt.registry import Control
 
 CONTROL = Control(time_limit=60.0, rel_gap=1e-4)
 #: How far from the exact bandwidth's latency a peer may end, relatively.
-BANDWIDTH = {"cvxpy-clarabel-bandwidth": 1e-5, "cvxpy-scs-bandwidth": 1e-3, "trust-constr": 1e-3, "slsqp": 1e-5}
+BANDWIDTH = {
+    "cvxpy-clarabel-bandwidth": 1e-5,
+    "cvxpy-scs-bandwidth": 1e-3,
+    "trust-constr": 1e-3,
+    "slsqp": 1e-5,
+}
 
 
 def solve(name, problem, control=CONTROL):
@@ -65,7 +70,7 @@ def test_given_loads(name):
 @pytest.mark.parametrize("name", ["maingo", "gurobi", "bonmin", "cvxpy-scs"])
 @pytest.mark.parametrize("seed", [1, 4, 6, 9, 11])
 def test_joint_peers_on_enumerable_problems(name, seed, capfd):
-    """Both dispatch rules, all allocations, with and without activation; global solvers must find the optimum."""
+    """Both dispatch rules, all allocations, with and without activation; global solvers find the optimum."""
     problem = tiny_problem(seed)
     if find_solver(name).refusal(problem):
         pytest.skip("refused")
@@ -90,7 +95,9 @@ def test_gurobi_says_where_its_licence_ends():
     assert found.termination.limit == "licence"
 
 
-@pytest.mark.parametrize("name", ["cvxpy-clarabel-bandwidth", "cvxpy-scs-bandwidth", "trust-constr", "cvxpy-scs"])
+@pytest.mark.parametrize(
+    "name", ["cvxpy-clarabel-bandwidth", "cvxpy-scs-bandwidth", "trust-constr", "cvxpy-scs"]
+)
 def test_no_time_gives_nothing_or_a_point_within_limits(name):
     problem = wo.Problem(synthetic(tokens=32), min_retention=0.9)
     found = solve(name, problem, Control(time_limit=0.0))

@@ -25,7 +25,9 @@ pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
 
 ODD = str(Path(__file__).with_name("odd_solvers.py"))
-CASE = Case("small", "synthetic", generator="synthetic", parameters={"tokens": 32}, request={"min_retention": 0.9})
+CASE = Case(
+    "small", "synthetic", generator="synthetic", parameters={"tokens": 32}, request={"min_retention": 0.9}
+)
 SUITE = """
 name = "mine"
 [defaults]
@@ -112,10 +114,12 @@ def test_a_case_that_cannot_be_built_is_a_row():
 
 
 def test_lies_are_found_out(tmp_path):
-    """Against what the others reach: a false optimum, a bound too high, an infeasible optimum; truth is certified."""
+    """A false optimum, a bound too high, an infeasible optimum, against what the others reach."""
     path = tmp_path / "lies.toml"
     path.write_text(
-        SUITE.replace("[8, 16, 32]", "[32]").replace('method = "greedy"', 'method = "certified"\nrel_gap = 0.05')
+        SUITE.replace("[8, 16, 32]", "[32]").replace(
+            'method = "greedy"', 'method = "certified"\nrel_gap = 0.05'
+        )
     )
     names = ("certified", "lying", "overbound", "infeasible")
     found = run(path, solvers=names, plugins=[ODD], out=tmp_path / "out")

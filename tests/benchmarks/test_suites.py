@@ -47,7 +47,9 @@ def test_shipped_suites_name_solvers_and_problems_that_exist(name):
 
 def test_scaling_spans_what_it_promises():
     cases = load_suite("scaling").cases
-    spans = {axis: [c.axis_value for c in cases if c.axis == axis] for axis in ("tokens", "devices", "blocks")}
+    spans = {
+        axis: [c.axis_value for c in cases if c.axis == axis] for axis in ("tokens", "devices", "blocks")
+    }
     assert (min(spans["tokens"]), max(spans["tokens"])) == (32, 1_000_000)
     assert (min(spans["devices"]), max(spans["devices"])) == (2, 256)
     assert (min(spans["blocks"]), max(spans["blocks"])) == (1, 61)
@@ -70,7 +72,12 @@ def test_one_case_for_every_combination(tmp_path):
         )
     )
     suite = load_suite(path)
-    assert [c.name for c in suite.cases] == ["block 1 at 0.8", "block 1 at 0.9", "block 2 at 0.8", "block 2 at 0.9"]
+    assert [c.name for c in suite.cases] == [
+        "block 1 at 0.8",
+        "block 1 at 0.9",
+        "block 2 at 0.8",
+        "block 2 at 0.9",
+    ]
     assert [c.axis_value for c in suite.cases] == [0.8, 0.9, 0.8, 0.9]
     first, second = (build_problem(suite.cases[1], seed) for seed in (0, 1))
     assert first.min_retention == 0.9
@@ -83,20 +90,35 @@ def test_one_case_for_every_combination(tmp_path):
         (("name =", "nam ="), "suite = 'nam': unknown name; choose from name"),
         (('"mine"', '"Mine"'), "name = 'Mine': must be lower-case letters"),
         (('method = "topk"', ""), r"contestants\[0\].method: must be a text"),
-        (('method = "topk"', 'method = "topk"\nkind = "ore"'), r"contestants\[0\].kind = 'ore': unknown name"),
+        (
+            ('method = "topk"', 'method = "topk"\nkind = "ore"'),
+            r"contestants\[0\].kind = 'ore': unknown name",
+        ),
         (('method = "topk"', 'method = "topk"\ntime_limit = 0'), r"contestants\[0\].time_limit"),
         (('method = "topk"', 'method = "topk"\ntime_limit = "1"'), r"contestants\[0\].time_limit"),
-        (('method = "topk"', 'method = "topk"\ngroups = ["x"]'), r"contestants\[0\].groups = 'x': unknown name"),
+        (
+            ('method = "topk"', 'method = "topk"\ngroups = ["x"]'),
+            r"contestants\[0\].groups = 'x': unknown name",
+        ),
         (('method = "topk"', 'method = "topk"\ntasks = ["all"]'), r"contestants\[0\].tasks = 'all'"),
-        (('method = "topk"', 'method = "topk"\noptions = 3'), r"contestants\[0\].options = 3: must be a table"),
+        (
+            ('method = "topk"', 'method = "topk"\noptions = 3'),
+            r"contestants\[0\].options = 3: must be a table",
+        ),
         (("[[cases]]", "[[case]]"), "suite = 'case': unknown name; choose from cases"),
         (('instance = "gpt-oss-20b-decode#3"', ""), r"cases\[0\]: needs either 'instance' or 'generator'"),
         (("instance =", "generator ="), r"cases\[0\].generator = 'gpt-oss-20b-decode#3': unknown name"),
         (("#3", "#{block}"), r"\{block\} is not listed in 'each'"),
-        (('#3"', '#3"\nrequest = { min_retensio = 1 }'), r"cases\[0\].request = 'min_retensio': unknown name"),
+        (
+            ('#3"', '#3"\nrequest = { min_retensio = 1 }'),
+            r"cases\[0\].request = 'min_retensio': unknown name",
+        ),
         (('#3"', '#3"\nparameters = { tokens = 1 }'), r"cases\[0\].parameters: needs 'generator'"),
         (('#3"', '#3"\neach = { seed = [1] }'), r"cases\[0\].each.seed"),
-        (('#3"', '#3"\neach = { a = [1, 2] }'), "cases = 'gpt-oss-20b-decode#3': two of them have the same name"),
+        (
+            ('#3"', '#3"\neach = { a = [1, 2] }'),
+            "cases = 'gpt-oss-20b-decode#3': two of them have the same name",
+        ),
         (('#3"', '#3"\naxis_value = "much"'), r"cases\[0\].axis_value"),
         (('name = "mine"', 'name = "mine"\nseeds = 0'), "seeds = 0: must be 1 to 10000"),
         (('name = "mine"', "name = mine"), "not valid TOML"),
