@@ -514,8 +514,11 @@ def bench_run(
         str | None, typer.Option(help="Address of a dask.distributed scheduler to hand the tasks to.")
     ] = None,
     workers: Annotated[
-        int, typer.Option(help="Processes at the same time here; above 1 they disturb each other's times.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Processes at the same time here, which disturb each other's times. Default: the suite's."
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run finished rows again and replace them.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -55,7 +55,7 @@ def run(
     out: Path = DEFAULT_FOLDER,
     plugins: Sequence[str] = (),
     scheduler: str | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     fresh: bool = False,
 ) -> dict[str, Any]:
     """Run a suite; what is finished already is not run again.
@@ -74,8 +74,8 @@ def run(
         See `plugins.load_plugins`; their solvers join every suite as kind "plugin".
     scheduler : str, optional
         Address of a dask.distributed scheduler; default processes of this machine.
-    workers : int
-        Processes at the same time on this machine.
+    workers : int, optional
+        Processes at the same time on this machine; default the suite's.
     fresh : bool
         Run everything again, and replace the rows.
 
@@ -94,7 +94,7 @@ def run(
         tasks = tasks_of(chosen.name, chosen.pairings, seeds or chosen.seeds, paths)
         done = set() if fresh else store.finished()
         left = [task for task in tasks if task.key not in done]
-        rows = run_on_cluster(left, scheduler) if scheduler else run_here(left, workers)
+        rows = run_on_cluster(left, scheduler) if scheduler else run_here(left, workers or chosen.workers)
         try:
             with closing(rows), _progress(chosen.name, len(left)) as advance:
                 for row in rows:

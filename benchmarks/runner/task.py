@@ -5,14 +5,15 @@ Protocol
 A worker process that has done nothing else imports the package, builds the problem and calls the solver once:
 the *cold* call. It loads what the solver imports and the compiled kernels from Numba's disk cache. If kernels
 had to be compiled, the whole task is done again in another fresh process, whose first call is the cold one;
-the difference of the two first calls is ``compile_s``. Importing the package and building the problem are in
-no figure.
+``compile_s`` is what the first calls that compiled took beyond it: what this solver adds to the kernels that
+those before it in the run had compiled. Importing the package and building the problem are in no figure.
 
 Then the same call is repeated in the same process, *warm*: a first call of over 30 s is not repeated
 (``repeats`` 0, ``warm_s`` is then the first call); one repeat where that takes over 5 s; else at least three,
-and up to five until 2 s are spent. Reported are median, quartiles and minimum. A call is what
-`wdmoe_opt.solve` does: checks, search, pricing of the point by the metric, recheck of its certificate. Peers
-go through the same steps.
+and up to five until 2 s are spent. Reported are median, quartiles and minimum, and the answer of the last
+call: what a peer imports may use its time limit up in the first. A call is what `wdmoe_opt.solve` does:
+checks, search, pricing of the point by the metric, recheck of its certificate. Peers go through the same
+steps.
 
 A contestant at another method's retention has that method solved first, outside all times; its first call is
 then not cold, and ``cold_s`` is NaN.
@@ -181,7 +182,7 @@ class _Settled(Exception):  # noqa: N818
         self.state = state
 
 
-def perform(task: Task, report: Callable[[dict[str, Any]], None]) -> None:
+def perform(task: Task, report: Callable[[dict[str, Any]], None], *, final: bool = False) -> None:
     """Measure one task in this process, which must be fresh.
 
     Parameters
@@ -191,6 +192,8 @@ def perform(task: Task, report: Callable[[dict[str, Any]], None]) -> None:
         Gets the row so far under "row", each time instead of the one before, with "stage": "built" before the
         first call, "called" after it, "done"; and "compiled": whether kernels were compiled, so that there
         are no warm times.
+    final : bool
+        Take warm times even if kernels were compiled.
     """
     import wdmoe_opt.solving  # noqa: F401  not part of the first call
 
@@ -200,9 +203,10 @@ def perform(task: Task, report: Callable[[dict[str, Any]], None]) -> None:
         info, problem = _prepared(task, row)
         report({"row": row, "compiled": False, "stage": "built"})
         compiled, solution = _first_columns(task, info, problem, row)
+        compiled &= not final
         report({"row": row, "compiled": compiled, "stage": "called"})
         if not compiled:  # else the figures will come from another process
-            row |= _later_columns(task, info, problem, solution, row["cold_s"])
+            row |= _later_columns(task, info, problem, solution, row["first_s"])
     except _Settled as end:
         row |= {"state": end.state, "message": str(end)}
     except UnsupportedError as error:
@@ -248,18 +252,23 @@ def _first_columns(
 ) -> tuple[bool, Solution]:
     """Call the solver for the first time; fills the answer in."""
     first, compiled, solution = _first_call(info, problem, task.control, task.contestant.options)
-    row |= {"cold_s": first, **_answer_columns(problem, solution)}
+    row |= {"first_s": first, "cold_s": first, **_answer_columns(problem, solution)}
     return compiled, solution
 
 
 def _later_columns(
     task: Task, info: SolverInfo, problem: Problem, solution: Solution, first: float
 ) -> dict[str, Any]:
-    """Warm times, the metric's time, and the recheck."""
-    found = _warm_columns(lambda: answer(info, problem, task.control, task.contestant.options), first)
-    if solution.has_point:
-        found["metric_s"] = _metric_time(problem, solution)
-    return {**found, "claim_holds": _recheck(problem, solution)}
+    """Warm times, the last answer, the metric's time, and the recheck."""
+    last = [solution]
+
+    def call() -> None:
+        last[0] = answer(info, problem, task.control, task.contestant.options)
+
+    found = {**_warm_columns(call, first), **_answer_columns(problem, last[0])}
+    if last[0].has_point:
+        found["metric_s"] = _metric_time(problem, last[0])
+    return {**found, "claim_holds": _recheck(problem, last[0])}
 
 
 def _at_retention(problem: Problem, method: str) -> Problem:

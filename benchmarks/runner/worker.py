@@ -1,7 +1,7 @@
 """A worker process: reads one task from standard input, writes JSON lines to the file it is given.
 
-Usage: ``python -m wdmoe_opt.benchmarks.runner.worker OUTPUT < task.json``; the last complete line counts.
-What solvers print goes nowhere.
+Usage: ``python -m wdmoe_opt.benchmarks.runner.worker OUTPUT [final] < task.json``; the last complete line
+counts. What solvers print goes nowhere.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
 
         from wdmoe_opt.benchmarks.runner.task import Task, perform
 
-        perform(Task.from_json(text), report)
+        perform(Task.from_json(text), report, final="final" in sys.argv[2:])
 
 
 if __name__ == "__main__":

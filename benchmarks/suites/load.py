@@ -5,6 +5,7 @@ The file, with everything optional but name, cases and contestants; times in s::
     name = "mine"                    # lower case, digits, dashes
     summary = "one line"
     seeds = 1
+    workers = 1                      # processes at the same time; above 1 times are not comparable
 
     [defaults]                       # of every contestant: time_limit, rel_gap, kill_after
     time_limit = 20.0
@@ -57,7 +58,7 @@ from wdmoe_opt.validation import real_scalar, whole
 FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _PLACE = re.compile(r"\{([a-z_]+)\}")
-_TOP = ("name", "summary", "seeds", "defaults", "request", "contestants", "cases")
+_TOP = ("name", "summary", "seeds", "workers", "defaults", "request", "contestants", "cases")
 _DEFAULTS = ("time_limit", "rel_gap", "kill_after")
 _CONTESTANT = tuple(f.name for f in fields(Contestant))
 _CASE = (*(f.name for f in fields(Case)), "each")
@@ -123,7 +124,8 @@ def _suite(content: Mapping[str, Any]) -> Suite:
     _refuse_twins("cases", [c.name for c in cases])
     _refuse_strangers(contestants, cases)
     seeds = whole("seeds", content.get("seeds", 1), 1, 10_000, "must be 1 to 10000")
-    return Suite(name, _text("summary", content.get("summary", name)), cases, contestants, seeds)
+    workers = whole("workers", content.get("workers", 1), 1, 1024, "must be 1 to 1024")
+    return Suite(name, _text("summary", content.get("summary", name)), cases, contestants, seeds, workers)
 
 
 def _contestant(where: str, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Contestant:

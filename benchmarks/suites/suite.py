@@ -106,6 +106,8 @@ class Suite:
     contestants : tuple of Contestant
     seeds : int
         How many seeds, from 0, unless the user says otherwise.
+    workers : int
+        How many processes at the same time, unless the user says otherwise: 1 where times matter.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Suite:
     cases: tuple[Case, ...]
     contestants: tuple[Contestant, ...]
     seeds: int = 1
+    workers: int = 1
 
     @property
     def pairings(self) -> tuple[tuple[Case, Contestant], ...]:
