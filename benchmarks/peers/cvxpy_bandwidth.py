@@ -18,15 +18,21 @@ from wdmoe_opt.validation import RealArray
 
 #: Accuracy asked of SCS, absolute and relative, on numbers near 1; its default of 1e-4 is too coarse here.
 SCS_ACCURACY = 1e-6
+#: What a user would try when Clarabel reports insufficient progress, as it does on 32 blocks that share
+#: bandwidth: its own scaling at a coarser accuracy, then shorter steps.
+MILDER: tuple[dict[str, Any], ...] = (
+    {"solver": "CLARABEL", "tol_gap_abs": 1e-6, "tol_gap_rel": 1e-6, "tol_feas": 1e-6},
+    {"solver": "CLARABEL", "equilibrate_enable": False, "max_step_fraction": 0.9},
+)
 _kept: dict[str, Any] = {}
 
 
 def clarabel(problem: Problem, control: Control) -> Point:
-    """Plain top-k or given loads, bandwidth by Clarabel."""
+    """Plain top-k or given loads, bandwidth by Clarabel; where it fails, again with milder settings."""
     from wdmoe_opt.formulations.common import CLARABEL
 
     limit = {} if control.time_limit is None else {"time_limit": max(control.time_limit, 1e-3)}
-    return _solve(problem, "clarabel", {**CLARABEL, **limit})
+    return _solve(problem, "clarabel", *({**settings, **limit} for settings in (CLARABEL, *MILDER)))
 
 
 def scs(problem: Problem, control: Control, accuracy: float = SCS_ACCURACY) -> Point:
@@ -61,11 +67,17 @@ def solve_quietly(model: Any, options: dict[str, Any]) -> str:
     return str(model.problem.status)
 
 
-def _solve(problem: Problem, engine: str, options: dict[str, Any]) -> Point:
+def _solve(problem: Problem, engine: str, *attempts: dict[str, Any]) -> Point:
+    """Solve with the first options that give a point."""
     model = _model(problem, engine)
-    status = solve_quietly(model, options)
-    share = model.variables["share"].value
-    if share is None or not np.isfinite(share).all():
+    share, status = None, ""
+    for options in attempts:
+        status = solve_quietly(model, options)
+        share = model.variables["share"].value
+        if share is not None and np.isfinite(share).all() and "failed" not in status:
+            break
+        share = None
+    if share is None:
         limit = "time" if "limit" in status else ""
         return Point.nothing("no-solution", limit, f"{engine}: {status}")
     keep = problem.top_k_keep if problem.selectable else None

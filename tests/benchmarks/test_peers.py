@@ -67,6 +67,15 @@ def test_given_loads(name):
     assert solve(name, problem).latency == pytest.approx(exact, rel=1e-3)
 
 
+def test_clarabel_is_tried_again_where_it_fails():
+    """32 blocks that share bandwidth, on which its first settings make no progress."""
+    problem = wo.Problem(
+        wo.load_instance("mixtral-8x7b-mmlu-load:college_physics.0", placement="one-per-device")
+    )
+    exact = wo.solve(problem, "topk").latency
+    assert solve("cvxpy-clarabel-bandwidth", problem).latency == pytest.approx(exact, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["maingo", "gurobi", "bonmin", "cvxpy-scs"])
 @pytest.mark.parametrize("seed", [1, 4, 6, 9, 11])
 def test_joint_peers_on_enumerable_problems(name, seed, capfd):
