@@ -20,7 +20,8 @@ TOY = str(Path(__file__).parents[2] / "examples" / "toy_solver.py")
 
 def bench(*arguments):
     command = [sys.executable, "-m", "wdmoe_opt", "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    environment = os.environ | {"COLUMNS": "200"}  # no column is wrapped
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
 
 
 def test_suites():
