@@ -81,6 +81,14 @@ def _help_without_command(context: typer.Context) -> None:
 
 app.add_typer(instances_app, name="instances")
 
+bench_app = typer.Typer(
+    help="Benchmarks: run a suite, list the suites, write the report (extra `bench`).",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+bench_app.callback()(_help_without_command)
+app.add_typer(bench_app, name="bench")
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Name = Annotated[
     str,
@@ -478,6 +486,109 @@ def profile_device_command(
         **chosen,
     )
     _print_values(plain(profile), as_json)
+
+
+@bench_app.command("run")
+def bench_run(
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="Name, see `bench suites`, or a TOML file of your own.")
+    ],
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this solver, by label or method; repeatable. One that the suite lacks joins it."
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0. Default: the suite's.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of results; finished rows in it are not run again.")
+    ] = Path("bench-results"),
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Module, file or MODULE:ATTRIBUTE that calls wdmoe_opt.register_solver; repeatable. "
+            "Its solvers join the suite."
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a dask.distributed scheduler to hand the tasks to.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes at the same time here, which disturb each other's times. Default: the suite's."
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run finished rows again and replace them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a benchmark suite: every solver on every case, each in a process of its own, with time limits.
+
+    Interrupt it at any time: what is finished is kept, and the same command goes on from there.
+    """
+    from wdmoe_opt.benchmarks.runner.command import run
+
+    for name, value in (("seeds", seeds), ("workers", workers)):
+        if value is not None and value < 1:
+            raise InputError(name, "must be at least 1", value=value)
+    found = run(
+        suite, solvers=solver or (), seeds=seeds, out=out, plugins=plugin or (), scheduler=scheduler,
+        workers=workers, fresh=fresh,
+    )  # fmt: skip
+    if as_json:
+        _print_json(found)
+        return
+    names = ("solver", "kind", "rows", "ok", "other", "feasible", "wrong claims", "gap", "cold", "warm")
+    lines = [
+        (
+            row["solver"], row["kind"], row["rows"], row["states"].get("ok", 0),
+            ", ".join(f"{count} {state}" for state, count in row["states"].items() if state != "ok"),
+            row["feasible"], row["claims_wrong"],
+            *(_known(row[key]) for key in ("median_gap", "cold_s", "warm_s")),
+        )
+        for row in found["solvers"]
+    ]  # fmt: skip
+    _show(_table(*names, rows=lines))
+    print(f"medians; times in s. {found['rows']} rows run, {found['skipped']} were there; {found['table']}")
+
+
+def _known(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+@bench_app.command("suites")
+def bench_suites(as_json: AsJson = False) -> None:
+    """List the benchmark suites."""
+    from wdmoe_opt.benchmarks.runner.command import list_suites
+
+    suites = list_suites()
+    if as_json:
+        _print_json(suites)
+        return
+    lines = (
+        (
+            s["name"], s["cases"], len(s["contestants"]), s["seeds"], s["rows_per_seed"] * s["seeds"],
+            s["summary"],
+        )
+        for s in suites
+    )  # fmt: skip
+    _show(_table("name", "cases", "solvers", "seeds", "rows", "what it is", rows=lines))
+
+
+@bench_app.command("report")
+def bench_report(
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="Folder that `bench run` wrote, or its Parquet file.")
+    ] = Path("bench-results"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report; default beside the results.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of benchmark results: HTML, Markdown and pictures."""
+    from wdmoe_opt.benchmarks.report.command import report
+
+    report(results, out, as_json)
 
 
 def main() -> None:
