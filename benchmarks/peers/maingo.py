@@ -26,6 +26,7 @@ def _solve(problem: Problem, control: Control) -> Point:
     model = _model(program)  # a name of its own: MAiNGO does not keep it alive
     engine = mp.MAiNGO(model)
     engine.set_option("loggingDestination", mp.LOGGING_NONE)
+    engine.set_option("writeResultFile", False)
     engine.set_option("BAB_verbosity", mp.VERB_NONE)
     engine.set_option("LBP_verbosity", mp.VERB_NONE)
     engine.set_option("UBP_verbosity", mp.VERB_NONE)
