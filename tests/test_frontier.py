@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Shape, loads_arrays, measured_arrays, random_arrays, shapes
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays
+from wdmoe_opt.testing.strategies import shapes
 
 import wdmoe_opt as wo
 from wdmoe_opt import pareto, pareto_plot

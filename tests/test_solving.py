@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import price
-from strategies import Shape, loads_arrays, measured_arrays, random_arrays, random_keep
+from wdmoe_opt.testing.oracles import price
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays, random_keep
 
 import wdmoe_opt as wo
 from wdmoe_opt import registry

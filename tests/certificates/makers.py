@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from strategies import loads_arrays, measured_arrays, random_arrays, random_shape
+from wdmoe_opt.testing.arrays import loads_arrays, measured_arrays, random_arrays, random_shape
 
 from wdmoe_opt import Instance, Problem, Solution
 from wdmoe_opt.certificates.certificate import Certificate

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from makers import deadline_certificate, near_prices, random_problem, shared_certificate
-from strategies import Shape, loads_arrays, random_arrays
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, random_arrays
 from test_branches import tree_certificate
 from test_check import optimum
 

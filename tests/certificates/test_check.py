@@ -14,7 +14,7 @@ from makers import (
     random_problem,
     shared_certificate,
 )
-from strategies import Shape, random_arrays
+from wdmoe_opt.testing.arrays import Shape, random_arrays
 
 import wdmoe_opt as wo
 from wdmoe_opt import Certificate, Instance, Problem

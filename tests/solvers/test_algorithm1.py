@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from oracles import count, facts, link_seconds, price, rows_of
-from strategies import Shape, array_sets, loads_arrays, measured_arrays, random_arrays
+from wdmoe_opt.testing.oracles import count, facts, link_seconds, price, rows_of
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays
+from wdmoe_opt.testing.strategies import array_sets
 
 import wdmoe_opt as wo
 

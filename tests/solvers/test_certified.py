@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from strategies import measured_arrays, random_arrays, random_shape
+from wdmoe_opt.testing.arrays import measured_arrays, random_arrays, random_shape
 
 import wdmoe_opt as wo
 from wdmoe_opt.benchmarks.agreement import tiny_problem

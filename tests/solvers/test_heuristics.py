@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import Shape, random_arrays, random_shape
+from wdmoe_opt.testing.arrays import Shape, random_arrays, random_shape
 
 import wdmoe_opt as wo
 from wdmoe_opt.benchmarks.relative import captured

@@ -1,4 +1,7 @@
-"""Slow, obvious recomputations in plain Python; nothing here imports the package."""
+"""Slow, obvious recomputations in plain Python; nothing here imports the package.
+
+Arrays are those of `Instance.arrays`; selections and bandwidths may be nested lists.
+"""
 
 from __future__ import annotations
 
@@ -167,3 +170,131 @@ def count(
         values = [weights[c] / (per_transfer[f.hosts[ids[c]]] + f.compute[ids[c]]) for c in chosen]
         ratios.append(sum(values) / len(values) if values else 0.0)
     return load, sent, kept_weight, retention, ratios
+
+
+# ---------------------------------------------------------------------- constraints
+
+#: Relative tolerance of floors, caps and limits, with room for another order of summation.
+TOLERANCE = 1.001e-9
+
+
+def broken(
+    arrays: dict[str, Any],
+    keep: Any,
+    bandwidth: Any,
+    *,
+    candidates: int | None = None,
+    max_experts: int | None = None,
+    floors: tuple[list[float], list[float]] | None = None,
+    fixed: Any = None,
+) -> list[str]:
+    """What a point breaks, in words.
+
+    Parameters
+    ----------
+    candidates : int, optional
+        Columns that may be used; default the top-k.
+    max_experts : int, optional
+    floors : two lists of float (blocks,), optional
+        On the mean retention of every block, and on every token's.
+    fixed : bandwidth, optional
+        The only one allowed.
+    """
+    f = facts(arrays)
+    found = [] if keep is None else _broken_selection(f, listed(keep), candidates, max_experts)
+    if keep is not None and floors is not None:
+        found += _broken_floors(price(arrays, keep, bandwidth), *floors)
+    if f.link is None:
+        found += _broken_bandwidth(f, rows_of(f, bandwidth), fixed)
+    return found
+
+
+def _broken_selection(
+    f: SimpleNamespace, keep: Any, candidates: int | None, max_experts: int | None
+) -> list[str]:
+    found = []
+    for i in range(f.blocks):
+        for j, ids in enumerate(f.ids[i]):
+            used = [c for c in range(len(ids)) if keep[i][j][c]]
+            for c in used:
+                if c >= (candidates or f.top_k) or ids[c] < 0 or not can_serve(f, i, f.hosts[ids[c]]):
+                    found.append(f"keep[{i}, {j}, {c}] is outside the candidates")
+            if not used:
+                found.append(f"token [{i}, {j}] keeps no expert")
+            if max_experts is not None and len(used) > max_experts:
+                found.append(f"token [{i}, {j}] keeps {len(used)} experts, more than max_experts")
+    return found
+
+
+def can_serve(f: SimpleNamespace, i: int, k: int) -> bool:
+    """Whether device k answers at all in block i, given bandwidth."""
+    if f.link is not None:
+        return math.isfinite(f.link[k])
+    down = f.bits_down == 0 or f.gain_down[i][k] > 0
+    return bool(down and (f.bits_up == 0 or f.gain_up[i][k] > 0))
+
+
+def _broken_floors(priced: SimpleNamespace, mean: list[float], token: list[float]) -> list[str]:
+    found = []
+    for i, kept in enumerate(priced.block_retention):
+        if kept < mean[i] * (1 - TOLERANCE):
+            found.append(f"block {i} retains {kept}, below min_retention {mean[i]}")
+        if min(priced.token_retention[i]) < token[i] * (1 - TOLERANCE):
+            found.append(f"a token of block {i} is below min_token_retention {token[i]}")
+    return found
+
+
+def _broken_bandwidth(f: SimpleNamespace, rows: Any, fixed: Any) -> list[str]:
+    slack = TOLERANCE * f.total
+    found = []
+    for row, given in zip(rows, rows if fixed is None else rows_of(f, fixed), strict=True):
+        if not all(b >= 0 for b in row):
+            found.append(f"bandwidth {row} holds a negative number or NaN")
+        if not sum(row) <= f.total + slack:
+            found.append(f"bandwidth sums to {sum(row)} Hz, total_bandwidth is {f.total}")
+        if any(abs(b - g) > slack for b, g in zip(row, given, strict=True)):
+            found.append(f"bandwidth {row} is not the fixed one")
+        limits = zip(f.low, row, f.high, strict=True)
+        if fixed is None and any(not low - slack <= b <= high + slack for low, b, high in limits):
+            found.append(f"bandwidth {row} is outside bandwidth_min and bandwidth_max")
+    return found
+
+
+# ---------------------------------------------------------------------- the best bandwidth
+
+#: Golden section: what is left of an interval after one step.
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def least_latency(arrays: dict[str, Any], keep: Any, *, dispatch: str = "expert", steps: int = 60) -> float:
+    """Least latency of a selection over one bandwidth vector for all blocks, s, without limits on it.
+
+    The latency is convex in the shares, so one golden section within another finds it: for up to three
+    devices.
+    """
+    f = facts(arrays)
+
+    def best(shares: list[float]) -> float:
+        left = f.total - sum(shares)
+        if len(shares) == f.devices - 1:
+            return float(price(arrays, keep, [*shares, left], dispatch=dispatch).latency)
+        return _golden(lambda b: best([*shares, b]), left, steps)
+
+    return best([])
+
+
+def _golden(value: Any, top: float, steps: int) -> float:
+    """Least value of a convex function on 0 to ``top``, infinite at ends perhaps."""
+    low, high = 0.0, top
+    left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    at_left, at_right = value(left), value(right)
+    for _ in range(steps):
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - GOLDEN * (high - low)
+            at_left = value(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + GOLDEN * (high - low)
+            at_right = value(right)
+    return min(float(at_left), float(at_right))
