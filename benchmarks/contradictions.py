@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import track
@@ -61,7 +61,7 @@ def names() -> Iterator[tuple[str, bool]]:
 def meeting(instance: str, allocation: Allocation, methods: Iterable[SolverInfo], limit: float) -> Meeting:
     """Solve one problem by all methods that take it."""
     loaded = wo.load_instance(instance)
-    floors = {} if loaded.loads is not None else {"min_retention": FLOOR}
+    floors: dict[str, Any] = {} if loaded.loads is not None else {"min_retention": FLOOR}
     problem = wo.Problem(loaded, allocation=allocation, **floors)
     values, bounds = {}, {}
     for info in methods:

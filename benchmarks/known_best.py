@@ -41,6 +41,7 @@ CLOSED, ROUNDING = 1e-7, 1e-9
 #: What reaches values, the prover first; and its seconds per captured problem.
 METHODS = ("exact", "certified", "alternating", "greedy")
 TIME_LIMIT = 2.0
+REGENERATE = "run python -m wdmoe_opt.benchmarks.known_best --write"
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def contradictions(name: str, facts: tuple[Line, ...], solution: wo.Solution) ->
     """What a solution and the known facts about its problem cannot both be right about."""
     where = f"{name}, {solution.method}"
     if any(fact.digest != solution.problem.digest for fact in facts):
-        yield f"{name}: the problem has changed since the file was written; run {REGENERATE}"
+        yield f"{name}: the problem has changed since the file was written; {REGENERATE}"
         return
     by_kind = {fact.kind: fact for fact in facts}
     if "infeasible" in by_kind and solution.feasible:
@@ -181,23 +182,23 @@ def contradictions(name: str, facts: tuple[Line, ...], solution: wo.Solution) ->
     if value is not None and value.value is not None:
         yield from _against_value(where, value, value.value, solution)
     bound = by_kind.get("bound")
-    if bound is not None and bound.value is not None and solution.feasible:
-        if solution.latency < bound.value * (1 - ROUNDING):
-            yield f"{where}: {solution.latency!r} s is below the certified bound {bound.value!r} s"
+    if bound is None or bound.value is None or not solution.feasible:
+        return
+    if solution.latency < bound.value * (1 - ROUNDING):
+        yield f"{where}: {solution.latency!r} s is below the certified bound {bound.value!r} s"
 
 
 def _against_value(where: str, line: Line, value: float, solution: wo.Solution) -> Iterator[str]:
     of = f"the {line.kind} value {value!r} s ({line.method}, {line.date})"
     if solution.feasible and solution.latency < value * (1 - ROUNDING):
-        rule = "cannot be" if line.kind == "optimal" else "is better than known: verify it, then run"
-        yield f"{where}: {solution.latency!r} s against {of}: {rule} {REGENERATE}".rstrip()
+        rule = (
+            "cannot be" if line.kind == "optimal" else f"is better than known: verify it, then {REGENERATE}"
+        )
+        yield f"{where}: {solution.latency!r} s against {of}: {rule}"
     if solution.bound_kind != "none" and solution.lower_bound > value * (1 + ROUNDING):
         yield f"{where}: the bound {solution.lower_bound!r} s is above {of}"
-    if line.kind == "optimal" and solution.termination.reason in ("infeasible",):
+    if solution.termination.reason == "infeasible":
         yield f"{where}: says infeasible against {of}"
-
-
-REGENERATE = "python -m wdmoe_opt.benchmarks.known_best --write"
 
 
 def main() -> None:

@@ -22,7 +22,17 @@ from wdmoe_opt.testing.strategies import problems
 FOLDER = Path(__file__).parent / "regressions"
 KEPT = sorted(FOLDER.glob("*.json"))
 #: Everything that says something about an optimum, the oracle first.
-METHODS = ("enumerate", "certified", "exact", "convex", "milp", "minlp", "greedy", "alternating", "local-search")
+METHODS = (
+    "enumerate",
+    "certified",
+    "exact",
+    "convex",
+    "milp",
+    "minlp",
+    "greedy",
+    "alternating",
+    "local-search",
+)
 SIZES = {
     "blocks": st.integers(1, 2),
     "tokens": st.integers(1, 3),
@@ -99,7 +109,7 @@ def test_a_disagreement_is_cut_down_and_kept(lying: str, tmp_path: Path) -> None
     """A liar's disagreement ends as a file of one block, on which it still lies and the others agree."""
     problem = tiny_problem(3)
     assert disagreements(problem, ("enumerate", lying))
-    with pytest.raises(pytest.fail.Exception, match="above the optimum; .*kept as "):
+    with pytest.raises(pytest.fail.Exception, match=r"above the optimum; .*kept as "):
         agree(problem, ("enumerate", lying), tmp_path)
     (path,) = tmp_path.glob("*.json")
     least, fault = recorded(path)

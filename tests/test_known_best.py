@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_captured_problems(name: str) -> None:
 # ---------------------------------------------------------------------- the mechanism
 
 
-def lines(problem: wo.Problem, **values: float) -> tuple[Line, ...]:
+def lines(problem: wo.Problem, **values: float | None) -> tuple[Line, ...]:
     """Facts about a problem."""
     return tuple(
         Line(kind, value, "enumerate", None, problem.digest, "2026-11-22", "0.1.0")  # type: ignore[arg-type]
@@ -88,9 +89,8 @@ def test_every_contradiction_is_named(facts: dict[str, float | None], words: str
     problem = problem_of("tiny-1")
     found = wo.solve(problem, "enumerate")
     moved = {kind: None if part is None else part * found.latency for kind, part in facts.items()}
-    with pytest.raises(AssertionError, match=words):
-        complaints = list(contradictions("tiny-1", lines(problem, **moved), found))  # type: ignore[arg-type]
-        raise AssertionError("; ".join(complaints))
+    complaints = "; ".join(contradictions("tiny-1", lines(problem, **moved), found))
+    assert re.search(words, complaints)
 
 
 def test_a_changed_problem_is_noticed() -> None:

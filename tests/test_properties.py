@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,7 @@ def test_order_of_tokens_does_not_matter(problem: Problem, seed: int) -> None:
     """Permuting the tokens leaves the optimum as it is."""
     inst = problem.instance
     order = np.random.default_rng(seed).permutation(inst.tokens)
-    other = changed(
-        problem, expert_ids=inst.expert_ids[:, order], gate_weights=inst.gate_weights[:, order]
-    )
+    other = changed(problem, expert_ids=inst.expert_ids[:, order], gate_weights=inst.gate_weights[:, order])
     same(optimum(problem), optimum(other))
 
 
@@ -291,10 +290,9 @@ def test_lower_floors_never_hurt(problem: Problem, mean: float, token: float) ->
 @given(tiny(request={"candidates": "top-k"}, columns=3, top_k=1, per_device=2))
 def test_more_candidates_never_hurt(problem: Problem) -> None:
     """Every further column that may be used does not raise the optimum."""
-    values = [optimum(problem)]
-    for columns in range(problem.instance.top_k, problem.instance.columns + 1):
-        values.append(optimum(problem.replace(candidates=columns)))
-    for more, fewer in zip(values[1:], values, strict=False):
+    allowed = ["top-k", *range(problem.instance.top_k, problem.instance.columns + 1)]
+    values = [optimum(problem.replace(candidates=columns)) for columns in allowed]
+    for fewer, more in pairwise(values):
         at_most(more, fewer)
 
 
@@ -331,9 +329,7 @@ def test_an_idle_twin_changes_nothing(problem: Problem, seed: int) -> None:
 
 
 @examples(40)
-@given(
-    tiny(allocations=("per-block",), limits=False, per_device=2, request={"dispatch": "expert"}), SEEDS
-)
+@given(tiny(allocations=("per-block",), limits=False, per_device=2, request={"dispatch": "expert"}), SEEDS)
 def test_a_twin_that_takes_over_experts_never_hurts(problem: Problem, seed: int) -> None:
     """Moving some of a device's experts to a copy of it does not raise the optimum.
 
@@ -437,14 +433,14 @@ def test_alternating_is_never_worse_than_its_starts(problem: Problem) -> None:
     for record in found.trace:
         values.setdefault(record["block"], []).append(record["objective"])
     for path in values.values():
-        for before, after in zip(path, path[1:], strict=False):
+        for before, after in pairwise(path):
             at_most(after, before, SAME)
 
 
 @examples(40)
 @given(tiny(blocks=1, tokens=4))
 def test_a_session_equals_a_cold_solve(problem: Problem) -> None:
-    """A session's answers, first and warm, enclose the optimum; where it solves like `certified`, to the bit."""
+    """A session's answers, first and warm, enclose the optimum; to the bit where it calls `certified`."""
     session = wo.Session(problem)
     best, cold = optimum(problem), wo.solve(problem, "certified")
     for _ in range(2):

@@ -33,12 +33,20 @@ CAUGHT = {
     "false-optimum-with-bound": ("declared_abilities_decide", "per-block", "says 'optimal' at"),
     "optimum-with-a-gap": ("declared_abilities_decide", "per-block", "says 'optimal' with a gap of 0"),
     "false-infeasible": ("declared_abilities_decide", "shared", "ends with 'infeasible', the optimum is"),
-    "point-without-solution": ("declared_abilities_decide", "shared", "malformed point: it ends with 'no-solution'"),
+    "point-without-solution": (
+        "declared_abilities_decide",
+        "shared",
+        "malformed point: it ends with 'no-solution'",
+    ),
     "broken-floor": ("declared_abilities_decide", "shared", "declares to honour floors, but block 0 retains"),
     "too-much-bandwidth": ("declared_abilities_decide", "shared", "bandwidth sums to"),
     "negative-bandwidth": ("declared_abilities_decide", "per-block", "holds a negative number"),
     "nan-bandwidth": ("declared_abilities_decide", "shared", "malformed point: bandwidth.* must be finite"),
-    "outside-candidates": ("declared_abilities_decide", "shared", r"keep\[0, 0, 2\] is outside the candidates"),
+    "outside-candidates": (
+        "declared_abilities_decide",
+        "shared",
+        r"keep\[0, 0, 2\] is outside the candidates",
+    ),
     "no-expert": ("declared_abilities_decide", "shared", r"token \[0, 0\] keeps no expert"),
     "zero-certificate": ("declared_abilities_decide", "per-block", "is only claimed"),
     "stale-certificate": ("it_believes_what_its_certificate_proves", "per-block", "its certificate proves"),
@@ -76,7 +84,9 @@ def test_every_liar_is_listed() -> None:
 def test_the_suite_catches(name: str) -> None:
     """The suite fails on the liar with words that name the lie."""
     test, case, words = CAUGHT[name]
-    with pytest.raises((AssertionError, wo.WdmoeError, NotImplementedError, pytest.fail.Exception), match=words):
+    with pytest.raises(
+        (AssertionError, wo.WdmoeError, NotImplementedError, pytest.fail.Exception), match=words
+    ):
         ask(test, name, case)
 
 

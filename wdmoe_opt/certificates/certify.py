@@ -82,9 +82,7 @@ def certify(problem: Problem, solution: Solution, *, exact: bool = False) -> Rep
         failures.append(f"the proved bound {bound!r} contradicts the point's own value {value!r}")
     distance = math.inf if bound is None else _relative(problem, value, bound)
     _check_optimality(solution, distance, checks, failures)
-    return Report(
-        tuple(checks), tuple(failures), value, worst if bound is None else bound, distance, exact
-    )
+    return Report(tuple(checks), tuple(failures), value, worst if bound is None else bound, distance, exact)
 
 
 def gap(problem: Problem, solution: Solution, *, lower_bound: float | None = None) -> float:
@@ -166,9 +164,7 @@ def _check_point(problem: Problem, solution: Solution, checks: list[str], failur
     return price.objective
 
 
-def _check_optimality(
-    solution: Solution, distance: float, checks: list[str], failures: list[str]
-) -> None:
+def _check_optimality(solution: Solution, distance: float, checks: list[str], failures: list[str]) -> None:
     """Hold the word "optimal" against what is proved."""
     if solution.termination.reason != "optimal":
         return

@@ -39,6 +39,7 @@ class Shape:
 
     @property
     def experts(self) -> int:
+        """How many experts there are."""
         return self.devices * self.per_device
 
 

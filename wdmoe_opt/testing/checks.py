@@ -96,18 +96,19 @@ def oracle_values(problem: Problem, priced: Any) -> dict[str, float]:
 
 
 def _floor_faults(problem: Problem, solution: Solution, latency: float) -> list[str]:
-    """Floors, caps and finite latency, by the oracle; what `hard` limits say is left out."""
+    """Floors, caps and finite latency, by the oracle."""
     found = []
     if problem.selectable:
-        arrays = problem.instance.arrays()
-        floors = (np.asarray(problem.min_retention).tolist(), np.asarray(problem.min_token_retention).tolist())
-        asked: dict[str, Any] = {"candidates": problem.instance.columns, "floors": floors}
-        asked |= {"max_experts": problem.max_experts, "fixed": solution.bandwidth}
-        found = [
-            fault
-            for fault in oracles.broken(arrays, solution.keep, solution.bandwidth, **asked)
-            if "retain" in fault or "retention" in fault or "max_experts" in fault
-        ]
+        floors = tuple(
+            np.asarray(floor).tolist() for floor in (problem.min_retention, problem.min_token_retention)
+        )
+        found = oracles.short(
+            problem.instance.arrays(),
+            solution.keep,
+            solution.bandwidth,
+            floors=(floors[0], floors[1]),
+            max_experts=problem.max_experts,
+        )
     if not math.isfinite(latency):
         found.append("its latency is infinite")
     cap = problem.max_latency

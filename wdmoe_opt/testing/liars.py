@@ -221,9 +221,7 @@ def stale_certificate(problem: Problem, control: Control) -> Point:
     """Hands out the certificate of the same problem at a hundredth of the bandwidth."""
     point = honest(problem, control)
     slow = honest(slowed(problem), control, "certified")
-    return replace(
-        point, certificate=slow.certificate, lower_bound=slow.lower_bound, bound_kind="certified"
-    )
+    return replace(point, certificate=slow.certificate, lower_bound=slow.lower_bound, bound_kind="certified")
 
 
 def slowed(problem: Problem) -> Problem:
@@ -233,9 +231,7 @@ def slowed(problem: Problem) -> Problem:
         return problem.replace(instance=inst.replace(token_time_link=100 * inst.token_time_link))
     assert inst.bits_down is not None
     assert inst.bits_up is not None
-    return problem.replace(
-        instance=inst.replace(bits_down=100 * inst.bits_down, bits_up=100 * inst.bits_up)
-    )
+    return problem.replace(instance=inst.replace(bits_down=100 * inst.bits_down, bits_up=100 * inst.bits_up))
 
 
 @liar(bound="certified")

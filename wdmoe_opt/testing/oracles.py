@@ -65,11 +65,11 @@ def _last_axis(value: Any) -> list[Any]:
     return list(value)
 
 
-def one_way(bits: float, b: float, power: float, gain: float, noise: float) -> float:
+def one_way(bits: float, b: float | None, power: float, gain: float, noise: float) -> float:
     """Seconds to send ``bits`` over ``b`` Hz at the Shannon rate."""
     if bits == 0:
         return 0.0
-    if b <= 0 or gain <= 0:
+    if b is None or b <= 0 or gain <= 0:
         return math.inf
     snr = power * gain / (noise * b)
     # log2(1 + x) loses the digits of a small x.
@@ -80,8 +80,8 @@ def one_way(bits: float, b: float, power: float, gain: float, noise: float) -> f
 def link_seconds(f: SimpleNamespace, i: int, k: int, b: float | None) -> float:
     """Seconds on air for one transfer, there and back."""
     if f.link is not None:
-        return f.link[k]
-    if b <= 0:
+        return float(f.link[k])
+    if b is None or b <= 0:
         return math.inf
     down = one_way(f.bits_down, b, f.power_down[k], f.gain_down[i][k], f.noise)
     return down + one_way(f.bits_up, b, f.power_up[k], f.gain_up[i][k], f.noise)
@@ -179,50 +179,61 @@ TOLERANCE = 1.001e-9
 
 
 def broken(
-    arrays: dict[str, Any],
-    keep: Any,
-    bandwidth: Any,
-    *,
-    candidates: int | None = None,
-    max_experts: int | None = None,
-    floors: tuple[list[float], list[float]] | None = None,
-    fixed: Any = None,
+    arrays: dict[str, Any], keep: Any, bandwidth: Any, *, candidates: int | None = None, fixed: Any = None
 ) -> list[str]:
-    """What a point breaks, in words.
+    """What no point may do, in words: leave the candidates, keep nothing, overdraw the bandwidth.
 
     Parameters
     ----------
     candidates : int, optional
         Columns that may be used; default the top-k.
-    max_experts : int, optional
-    floors : two lists of float (blocks,), optional
-        On the mean retention of every block, and on every token's.
     fixed : bandwidth, optional
         The only one allowed.
     """
     f = facts(arrays)
-    found = [] if keep is None else _broken_selection(f, listed(keep), candidates, max_experts)
-    if keep is not None and floors is not None:
-        found += _broken_floors(price(arrays, keep, bandwidth), *floors)
-    if f.link is None:
-        found += _broken_bandwidth(f, rows_of(f, bandwidth), fixed)
+    found = [] if keep is None else _outside(f, listed(keep), candidates or f.top_k)
+    return found if f.link is not None else found + _broken_bandwidth(f, rows_of(f, bandwidth), fixed)
+
+
+def short(
+    arrays: dict[str, Any],
+    keep: Any,
+    bandwidth: Any,
+    *,
+    floors: tuple[list[float], list[float]],
+    max_experts: int | None = None,
+) -> list[str]:
+    """Which floors a selection misses and where it passes the cap on experts, in words.
+
+    Parameters
+    ----------
+    floors : two lists of float (blocks,)
+        On the mean retention of every block, and on every token's.
+    max_experts : int, optional
+    """
+    priced = price(arrays, keep, bandwidth)
+    found = []
+    for i, kept in enumerate(priced.block_retention):
+        if kept < floors[0][i] * (1 - TOLERANCE):
+            found.append(f"block {i} retains {kept}, below min_retention {floors[0][i]}")
+        if min(priced.token_retention[i]) < floors[1][i] * (1 - TOLERANCE):
+            found.append(f"a token of block {i} is below min_token_retention {floors[1][i]}")
+        for j, row in enumerate(listed(keep)[i]):
+            if max_experts is not None and sum(row) > max_experts:
+                found.append(f"token [{i}, {j}] keeps {sum(row)} experts, more than max_experts")
     return found
 
 
-def _broken_selection(
-    f: SimpleNamespace, keep: Any, candidates: int | None, max_experts: int | None
-) -> list[str]:
+def _outside(f: SimpleNamespace, keep: Any, candidates: int) -> list[str]:
     found = []
     for i in range(f.blocks):
         for j, ids in enumerate(f.ids[i]):
             used = [c for c in range(len(ids)) if keep[i][j][c]]
-            for c in used:
-                if c >= (candidates or f.top_k) or ids[c] < 0 or not can_serve(f, i, f.hosts[ids[c]]):
-                    found.append(f"keep[{i}, {j}, {c}] is outside the candidates")
-            if not used:
-                found.append(f"token [{i}, {j}] keeps no expert")
-            if max_experts is not None and len(used) > max_experts:
-                found.append(f"token [{i}, {j}] keeps {len(used)} experts, more than max_experts")
+            wrong = [
+                c for c in used if c >= candidates or ids[c] < 0 or not can_serve(f, i, f.hosts[ids[c]])
+            ]
+            found += [f"keep[{i}, {j}, {c}] is outside the candidates" for c in wrong]
+            found += [] if used else [f"token [{i}, {j}] keeps no expert"]
     return found
 
 
@@ -232,16 +243,6 @@ def can_serve(f: SimpleNamespace, i: int, k: int) -> bool:
         return math.isfinite(f.link[k])
     down = f.bits_down == 0 or f.gain_down[i][k] > 0
     return bool(down and (f.bits_up == 0 or f.gain_up[i][k] > 0))
-
-
-def _broken_floors(priced: SimpleNamespace, mean: list[float], token: list[float]) -> list[str]:
-    found = []
-    for i, kept in enumerate(priced.block_retention):
-        if kept < mean[i] * (1 - TOLERANCE):
-            found.append(f"block {i} retains {kept}, below min_retention {mean[i]}")
-        if min(priced.token_retention[i]) < token[i] * (1 - TOLERANCE):
-            found.append(f"a token of block {i} is below min_token_retention {token[i]}")
-    return found
 
 
 def _broken_bandwidth(f: SimpleNamespace, rows: Any, fixed: Any) -> list[str]:

@@ -43,7 +43,7 @@ def fleet(blocks: int = 2, tokens: int = 3, **changes: Any) -> Instance:
 
 def measured() -> Instance:
     """A link without a bandwidth knob."""
-    radio = dict.fromkeys(
+    radio: dict[str, Any] = dict.fromkeys(
         ("gain_down", "gain_up", "power_down", "power_up", "noise_density", "total_bandwidth")
     )
     return fleet(**radio, token_time_link=[1e-3, 2e-3, 1e-3])
@@ -51,7 +51,7 @@ def measured() -> Instance:
 
 def loads_only() -> Instance:
     """Routing known as counts."""
-    routing = dict.fromkeys(("expert_ids", "gate_weights", "top_k", "expert_device"))
+    routing: dict[str, Any] = dict.fromkeys(("expert_ids", "gate_weights", "top_k", "expert_device"))
     return fleet(**routing, loads=[[3, 0, 2], [1, 4, 0]])
 
 
@@ -63,7 +63,7 @@ def near_zero_weights() -> Instance:
     return fleet(gate_weights=weights)
 
 
-SLOW_START = {"activation_time": [1e-3, 2e-3, 0.0], "link_delay": [0.0, 1e-3, 1e-3]}
+SLOW_START: Mapping[str, Any] = {"activation_time": [1e-3, 2e-3, 0.0], "link_delay": [0.0, 1e-3, 1e-3]}
 PROBLEMS: Mapping[str, Callable[[], Problem]] = MappingProxyType(
     {
         "shared": lambda: Problem(fleet(), min_retention=0.7),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,23 +110,28 @@ def smaller(problem: Problem) -> Iterator[Problem]:
 def _cuts(problem: Problem) -> Iterator[Callable[[], Problem]]:
     inst = problem.instance
     if inst.blocks > 1:
-        yield from (lambda i=i: _without(problem, 0, i) for i in range(inst.blocks))
+        yield from (partial(_without, problem, 0, i) for i in range(inst.blocks))
     if problem.selectable:
         assert inst.top_k is not None
         if inst.tokens > 1:
-            yield from (lambda j=j: _without(problem, 1, j) for j in range(inst.tokens))
+            yield from (partial(_without, problem, 1, j) for j in range(inst.tokens))
         if inst.columns > inst.top_k:
-            yield lambda: _without(problem, 2, inst.columns - 1)
+            yield partial(_without, problem, 2, inst.columns - 1)
     for name, plain in PLAIN.items():
         if not np.array_equal(np.asarray(getattr(problem, name)), np.asarray(plain)) and np.any(
             getattr(problem, name)
         ):
-            yield lambda name=name, plain=plain: problem.replace(**{name: plain})
+            yield partial(problem.replace, **{name: plain})
     for name in OPTIONAL:
         value = getattr(inst, name)
         if value is not None and np.any(value):
             nothing = np.zeros(()) if name in ("activation_time", "link_delay") else None
-            yield lambda name=name, nothing=nothing: problem.replace(instance=inst.replace(**{name: nothing}))
+            yield partial(_with, problem, **{name: nothing})
+
+
+def _with(problem: Problem, **fields: Any) -> Problem:
+    """The problem with other instance fields."""
+    return problem.replace(instance=problem.instance.replace(**fields))
 
 
 def _without(problem: Problem, axis: int, index: int) -> Problem:

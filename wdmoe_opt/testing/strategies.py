@@ -26,7 +26,7 @@ ALLOCATIONS = ("fixed", "per-block", "shared")
 
 
 @st.composite
-def shapes(draw: st.DrawFn, **fixed: Any) -> Shape:
+def shapes(draw: st.DrawFn, /, **fixed: Any) -> Shape:
     """Shapes of instances.
 
     Parameters
@@ -49,7 +49,7 @@ def shapes(draw: st.DrawFn, **fixed: Any) -> Shape:
 
 
 @st.composite
-def array_sets(draw: st.DrawFn, kind: str = "radio", **fixed: Any) -> dict[str, Any]:
+def array_sets(draw: st.DrawFn, /, kind: str = "radio", **fixed: Any) -> dict[str, Any]:
     """Arrays for `Instance.from_arrays`.
 
     Parameters
@@ -71,6 +71,7 @@ def instances(kind: str = "radio", **fixed: Any) -> st.SearchStrategy[Instance]:
 @st.composite
 def problems(
     draw: st.DrawFn,
+    /,
     *,
     kinds: tuple[str, ...] = KINDS,
     allocations: tuple[str, ...] = ALLOCATIONS,
@@ -115,6 +116,6 @@ def given_bandwidth(instance: Instance, seed: int) -> np.ndarray[Any, np.dtype[n
 
 
 @st.composite
-def points(draw: st.DrawFn, problem: Problem) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def points(draw: st.DrawFn, /, problem: Problem) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Selections of allowed candidates, at least one per token, floors not looked at."""
     return random_keep(problem, draw(SEEDS))

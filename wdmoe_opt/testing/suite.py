@@ -61,7 +61,10 @@ class SolverSuite:
     def _taken(self) -> list[tuple[str, str]]:
         """Every solver with those of the few problems that it declares to take."""
         return [
-            (name, few) for name in self.names for few in FEW if not find_solver(name).refusal(PROBLEMS[few]())
+            (name, few)
+            for name in self.names
+            for few in FEW
+            if not find_solver(name).refusal(PROBLEMS[few]())
         ]
 
     @pytest.fixture
