@@ -229,9 +229,7 @@ def _outside(f: SimpleNamespace, keep: Any, candidates: int) -> list[str]:
     for i in range(f.blocks):
         for j, ids in enumerate(f.ids[i]):
             used = [c for c in range(len(ids)) if keep[i][j][c]]
-            wrong = [
-                c for c in used if c >= candidates or ids[c] < 0 or not can_serve(f, i, f.hosts[ids[c]])
-            ]
+            wrong = [c for c in used if c >= candidates or ids[c] < 0 or not can_serve(f, i, f.hosts[ids[c]])]
             found += [f"keep[{i}, {j}, {c}] is outside the candidates" for c in wrong]
             found += [] if used else [f"token [{i}, {j}] keeps no expert"]
     return found

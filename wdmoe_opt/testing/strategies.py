@@ -11,7 +11,7 @@ import numpy as np
 
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.problem import Problem
-from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays, random_keep
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays
 
 try:
     from hypothesis import strategies as st
@@ -113,9 +113,3 @@ def given_bandwidth(instance: Instance, seed: int) -> np.ndarray[Any, np.dtype[n
     uniform = np.asarray(Problem(instance, allocation="fixed").fixed_bandwidth)
     share: np.ndarray[Any, np.dtype[np.float64]] = uniform * rng.uniform(0.2, 1.0, uniform.size)
     return share if instance.bandwidth_min is None else np.maximum(share, instance.bandwidth_min)
-
-
-@st.composite
-def points(draw: st.DrawFn, /, problem: Problem) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Selections of allowed candidates, at least one per token, floors not looked at."""
-    return random_keep(problem, draw(SEEDS))
