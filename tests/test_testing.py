@@ -1,4 +1,4 @@
-"""wdmoe_opt.testing as a third party uses it: imports, a suite of its own, strategies that reach everything."""
+"""wdmoe_opt.testing as a third party uses it: imports, a suite of its own, strategies that reach all."""
 
 from __future__ import annotations
 

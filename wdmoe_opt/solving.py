@@ -127,9 +127,6 @@ def priced_solution(
         If the point or its certificate is malformed.
     """
     found = perf_counter()
-    if point.termination.reason in ("infeasible", "no-solution") and not point.empty:
-        reason = point.termination.reason
-        raise WdmoeError(f"method {method!r} returned a malformed point: it ends with {reason!r} and has one")
     try:
         priced = unpriced(problem) if point.empty else evaluate(problem, point.keep, point.bandwidth)
     except InputError as error:
@@ -157,7 +154,7 @@ def priced_solution(
         trace=point.trace,
         certificate=certificate,
     )
-    if end.reason == "optimal" and not solution.gap <= max(rel_gap, CONFIRMED):
+    if end.reason == "optimal" and not solution.gap <= rel_gap + CONFIRMED:
         detail = f"says 'optimal' with a gap of {solution.gap:.3g}; {end.detail}"
         solution = replace(solution, termination=Termination("feasible-at-limit", "check", detail))
     return solution
@@ -203,8 +200,7 @@ def _confirmed(end: Termination, believed: float, proved: float) -> Termination:
     return Termination("feasible-at-limit", "check", f"the check proves less than the solver; {end.detail}")
 
 
-#: By how much, relatively, the proved bound may fall short of the solver's, and the gap of an optimum that
-#: was asked to be closed wholly.
+#: By how much, relatively, the proved bound may fall short of the solver's, and the gap be more than asked.
 CONFIRMED = 1e-6
 #: By how much, relatively, a claimed bound may pass the value of the point that it comes with.
 CLAIM_ROUNDING = 1e-9

@@ -195,8 +195,8 @@ def test_auto_says_what_it_took() -> None:
     assert pick_method(large.replace(objective="wlr-block"), control)[0] == "alternating"
     assert pick_method(large, wo.Control(time_limit=1e-3))[0] == "greedy"
     loads = wo.Problem(wo.load_instance("mixtral-8x7b-mmlu-load", part="anatomy"))
-    assert pick_method(loads, control)[0] == "topk"
-    assert wo.solve(loads).termination.detail.startswith("auto took topk (only bandwidth is free)")
+    assert pick_method(loads, control)[0] == "certified"
+    assert wo.solve(loads).termination.detail.startswith("auto took certified (only bandwidth is free)")
 
 
 def test_local_search_improves_its_start() -> None:

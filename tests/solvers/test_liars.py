@@ -33,11 +33,7 @@ CAUGHT = {
     "false-optimum-with-bound": ("declared_abilities_decide", "per-block", "says 'optimal' at"),
     "optimum-with-a-gap": ("declared_abilities_decide", "per-block", "says 'optimal' with a gap of 0"),
     "false-infeasible": ("declared_abilities_decide", "shared", "ends with 'infeasible', the optimum is"),
-    "point-without-solution": (
-        "declared_abilities_decide",
-        "shared",
-        "malformed point: it ends with 'no-solution'",
-    ),
+    "point-without-solution": ("declared_abilities_decide", "shared", "'no-solution' and hands out a point"),
     "broken-floor": ("declared_abilities_decide", "shared", "declares to honour floors, but block 0 retains"),
     "too-much-bandwidth": ("declared_abilities_decide", "shared", "bandwidth sums to"),
     "negative-bandwidth": ("declared_abilities_decide", "per-block", "holds a negative number"),
