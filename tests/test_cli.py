@@ -285,7 +285,7 @@ def test_loads_only_instance_solves_and_refuses_selection(tmp_path: Path) -> Non
     assert as_json("solve", str(path), "--method", "topk")["feasible"]
     done = run("solve", str(path), "--method", "wdmoe")
     assert done.returncode == 2
-    assert "use slsqp, topk, topk-uniform" in done.stderr
+    assert "use certified, exact, slsqp, topk, topk-uniform" in done.stderr
 
 
 # ---------------------------------------------------------------------- output
