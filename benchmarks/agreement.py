@@ -125,13 +125,18 @@ def compare(
         Per method.
     """
     problem = tiny_problem(seed)
+    solutions = answers(problem, methods, time_limit)
+    return Comparison(seed, problem, solutions, tuple(faults(solutions)))
+
+
+def answers(problem: Problem, methods: Iterable[str], time_limit: float = 60.0) -> dict[str, Solution]:
+    """Solutions by method; those that refuse the problem, or are not installed, are left out."""
     able = [m for m in methods if find_solver(m).availability() and not find_solver(m).refusal(problem)]
-    solutions = {m: solve(problem, m, rel_gap=TOLERANCE / 2, time_limit=time_limit) for m in able}
-    return Comparison(seed, problem, solutions, tuple(_faults(solutions)))
+    return {m: solve(problem, m, rel_gap=TOLERANCE / 2, time_limit=time_limit) for m in able}
 
 
-def _faults(solutions: Mapping[str, Solution]) -> Iterator[str]:
-    """Every disagreement with the oracle."""
+def faults(solutions: Mapping[str, Solution]) -> Iterator[str]:
+    """Every disagreement with the oracle, method "enumerate"."""
     oracle = solutions["enumerate"]
     if not oracle.feasible:
         for name, s in solutions.items():

@@ -221,8 +221,9 @@ class TimedModel(IntegerModel):
     device without load have no bandwidth.
     """
 
-    #: Largest latency of a block in time units that a solution worth finding can have.
-    latest = 1.0
+    #: Largest latency of a block in time units that a solution worth finding can have: that of the trivial
+    #: point, which is the best one at times, and room for rounding in the backend.
+    latest = 1.0 + 1e-6
 
     def build(self) -> None:
         """Add T_i, the link, the cap on latency and the objective."""

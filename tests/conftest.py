@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
-# `strategies` and `oracles` lie beside this file; with pytest's importlib mode it is not on the path.
+# `profiles` and other helpers lie beside this file; with pytest's importlib mode it is not on the path.
 _folder = str(Path(__file__).parent)
 if _folder not in sys.path:
     sys.path.insert(0, _folder)
 
-# Kernels compile on first use, so no deadline; the same examples on every machine.
-settings.register_profile(
-    "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("repeatable")
+import profiles  # noqa: E402
+
+settings.load_profile(profiles.PROFILE)

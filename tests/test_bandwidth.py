@@ -12,11 +12,12 @@ import pytest
 from bandwidth_oracles import Case, certified_bound, one_block_optimum, two_device_optimum
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import facts, price
 from scipy.optimize import minimize
-from strategies import Shape, array_sets, loads_arrays, measured_arrays, random_keep, random_shape
 
 import wdmoe_opt as wo
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_keep, random_shape
+from wdmoe_opt.testing.oracles import facts, price
+from wdmoe_opt.testing.strategies import array_sets
 
 EXACT = 1e-9
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import Shape, array_sets, loads_arrays, measured_arrays, random_arrays
 
 import wdmoe_opt as wo
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays
+from wdmoe_opt.testing.strategies import array_sets
 
 ENDINGS = ["npz", "json"]
 

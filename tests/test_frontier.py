@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Shape, loads_arrays, measured_arrays, random_arrays, shapes
 
 import wdmoe_opt as wo
 from wdmoe_opt import pareto, pareto_plot
 from wdmoe_opt.cli import main
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays
+from wdmoe_opt.testing.strategies import shapes
 
 NAME = "deepseek-v2-lite-intent"
 TINY = Shape(blocks=1, tokens=5, devices=3, top_k=2, columns=2)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from oracles import facts, price
-from strategies import Shape, array_sets, loads_arrays, measured_arrays, random_arrays
 
 import wdmoe_opt as wo
 from wdmoe_opt import units
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays
+from wdmoe_opt.testing.oracles import facts, price
+from wdmoe_opt.testing.strategies import array_sets
 
 NAN, INF = float("nan"), float("inf")
 

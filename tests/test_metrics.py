@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import facts, price
-from strategies import Shape, array_sets, loads_arrays, measured_arrays, random_arrays, random_keep, shapes
 
 import wdmoe_opt as wo
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays, random_keep
+from wdmoe_opt.testing.oracles import facts, price
+from wdmoe_opt.testing.strategies import array_sets, shapes
 
 DISPATCH = st.sampled_from(["expert", "device"])
 ALLOCATION = st.sampled_from(["shared", "per-block", "fixed"])

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import facts
-from strategies import Shape, array_sets, loads_arrays, measured_arrays, random_arrays
 
 import wdmoe_opt as wo
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays
+from wdmoe_opt.testing.oracles import facts
+from wdmoe_opt.testing.strategies import array_sets
 
 NAN, INF = float("nan"), float("inf")
 

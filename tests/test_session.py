@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from strategies import Shape, random_arrays
 from test_readme import _run
 
 import wdmoe_opt as wo
+from wdmoe_opt.testing.arrays import Shape, random_arrays
 
 MODES = {
     "plain": ({}, {"allocation": "shared"}),

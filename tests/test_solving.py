@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import price
-from strategies import Shape, loads_arrays, measured_arrays, random_arrays, random_keep
 
 import wdmoe_opt as wo
 from wdmoe_opt import registry
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays, random_keep
+from wdmoe_opt.testing.oracles import price
 
 ARRAYS = random_arrays(Shape(blocks=3, tokens=8, devices=4, per_device=2, top_k=2, columns=3), 42)
 INSTANCE = wo.Instance.from_arrays(**ARRAYS)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from math import isfinite
+from math import inf, isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wdmoe_opt.errors import InputError, WdmoeError
 from wdmoe_opt.instance import Instance
-from wdmoe_opt.metrics import evaluate, unpriced
+from wdmoe_opt.metrics import Evaluation, evaluate, unpriced
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import (
     BoundKind,
@@ -112,11 +112,14 @@ def _run(
     found = perf_counter()
     if not isinstance(point, Point):
         raise WdmoeError(f"method {info.name!r} returned a {type(point).__name__}, not a Point")
-    return priced_solution(problem, point, info.name, {"prepare": began - started, "solve": found - began})
+    timings = {"prepare": began - started, "solve": found - began}
+    return priced_solution(problem, point, info.name, timings, control.rel_gap)
 
 
-def priced_solution(problem: Problem, point: Point, method: str, timings: dict[str, float]) -> Solution:
-    """A solver's point as a solution: priced by the metric, its certificate recomputed.
+def priced_solution(
+    problem: Problem, point: Point, method: str, timings: dict[str, float], rel_gap: float = inf
+) -> Solution:
+    """A solver's point as a solution: priced by the metric, its certificate recomputed, its claims doubted.
 
     Raises
     ------
@@ -134,7 +137,10 @@ def priced_solution(problem: Problem, point: Point, method: str, timings: dict[s
     end = point.termination
     if kind == "certified" and end.reason == "optimal":
         end = _confirmed(end, point.lower_bound, bound)
-    return Solution(
+    if kind == "claimed" and _contradicted(priced, bound):
+        detail = f"its bound {bound:.9g} is contradicted by its own point and dropped; {end.detail}"
+        bound, kind, end = _worst(problem), "none", Termination("heuristic", "check", detail)
+    solution = Solution(
         problem,
         None if point.keep is None else freeze(problem.checked_keep(point.keep).copy()),
         None if priced.bandwidth is None else freeze(priced.bandwidth.copy()),
@@ -148,6 +154,22 @@ def priced_solution(problem: Problem, point: Point, method: str, timings: dict[s
         trace=point.trace,
         certificate=certificate,
     )
+    if end.reason == "optimal" and not solution.gap <= rel_gap + CONFIRMED:
+        detail = f"says 'optimal' with a gap of {solution.gap:.3g}; {end.detail}"
+        solution = replace(solution, termination=Termination("feasible-at-limit", "check", detail))
+    return solution
+
+
+def _worst(problem: Problem) -> float:
+    """The bound that says nothing."""
+    return -inf if problem.objective == "latency" else inf
+
+
+def _contradicted(priced: Evaluation, bound: float) -> bool:
+    """Whether a feasible point lies beyond a bound, or the bound is no number."""
+    value = priced.objective
+    beyond = value - bound if priced.problem.objective == "latency" else bound - value
+    return priced.feasible and not beyond >= -CLAIM_ROUNDING * abs(value)
 
 
 def _rechecked_bound(
@@ -178,8 +200,10 @@ def _confirmed(end: Termination, believed: float, proved: float) -> Termination:
     return Termination("feasible-at-limit", "check", f"the check proves less than the solver; {end.detail}")
 
 
-#: By how much, relatively, the proved bound may fall short of the solver's.
+#: By how much, relatively, the proved bound may fall short of the solver's, and the gap be more than asked.
 CONFIRMED = 1e-6
+#: By how much, relatively, a claimed bound may pass the value of the point that it comes with.
+CLAIM_ROUNDING = 1e-9
 #: What certified takes per token-candidate pair, in s, with margin
 #: (``python -m wdmoe_opt.benchmarks.certified``).
 AUTO_SECONDS_PER_PAIR = 2e-6

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from strategies import loads_arrays, measured_arrays, random_arrays, random_shape
 
 from wdmoe_opt import Instance, Problem, Solution
 from wdmoe_opt.certificates.certificate import Certificate
 from wdmoe_opt.certificates.check import deadline_margins, inspect
 from wdmoe_opt.certificates.facts import Facts, facts_of
+from wdmoe_opt.testing.arrays import loads_arrays, measured_arrays, random_arrays, random_shape
 
 
 def random_problem(seed: int, **fixed: Any) -> Problem:

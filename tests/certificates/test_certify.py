@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from makers import deadline_certificate, near_prices, random_problem, shared_certificate
-from strategies import Shape, loads_arrays, random_arrays
 from test_branches import tree_certificate
 from test_check import optimum
 
@@ -23,6 +22,7 @@ from wdmoe_opt.certificates.check import recompute
 from wdmoe_opt.certificates.pricing import reprice
 from wdmoe_opt.certificates.tree import Tree
 from wdmoe_opt.registry import Point, SolverInfo
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, random_arrays
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from makers import (
     random_problem,
     shared_certificate,
 )
-from strategies import Shape, random_arrays
 
 import wdmoe_opt as wo
 from wdmoe_opt import Certificate, Instance, Problem
@@ -24,6 +23,7 @@ from wdmoe_opt.certificates.facts import facts_of
 from wdmoe_opt.certificates.tokens import TokenPrices, token_bound
 from wdmoe_opt.floors import floor_conflict, usable
 from wdmoe_opt.solvers.token_options import token_options
+from wdmoe_opt.testing.arrays import Shape, random_arrays
 
 
 def optimum(problem: Problem) -> wo.Solution | None:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from oracles import count, facts, link_seconds, price, rows_of
-from strategies import Shape, array_sets, loads_arrays, measured_arrays, random_arrays
 
 import wdmoe_opt as wo
+from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays
+from wdmoe_opt.testing.oracles import count, facts, link_seconds, price, rows_of
+from wdmoe_opt.testing.strategies import array_sets
 
 DEFAULTS: dict[str, Any] = {
     "alpha": 0.5, "delta": 0.1, "gamma": 1.01, "theta_max": 1.0, "strict": False, "vector": "selected",

@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from strategies import measured_arrays, random_arrays, random_shape
 
 import wdmoe_opt as wo
 from wdmoe_opt.benchmarks.agreement import tiny_problem
@@ -14,6 +13,7 @@ from wdmoe_opt.certificates.check import inspect
 from wdmoe_opt.relaxation import Relaxation, Stage
 from wdmoe_opt.solvers.certified import certified
 from wdmoe_opt.solvers.exact import exact
+from wdmoe_opt.testing.arrays import measured_arrays, random_arrays, random_shape
 
 FAMILIES = [f"deepseek-v2-lite-{part}" for part in ("intent", "law", "summary", "translation")]
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import Shape, random_arrays, random_shape
 
 import wdmoe_opt as wo
 from wdmoe_opt.benchmarks.relative import captured
 from wdmoe_opt.search import Search
 from wdmoe_opt.solving import pick_method
+from wdmoe_opt.testing.arrays import Shape, random_arrays, random_shape
 
 METHODS = ("greedy", "alternating", "local-search")
 ALLOCATIONS = ("shared", "per-block", "fixed")

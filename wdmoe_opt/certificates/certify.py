@@ -80,14 +80,9 @@ def certify(problem: Problem, solution: Solution, *, exact: bool = False) -> Rep
     bound = _check_bound(problem, solution, exact, checks, failures)
     if bound is not None and _beyond(problem, bound, value):
         failures.append(f"the proved bound {bound!r} contradicts the point's own value {value!r}")
-    return Report(
-        tuple(checks),
-        tuple(failures),
-        value,
-        worst if bound is None else bound,
-        math.inf if bound is None else _relative(problem, value, bound),
-        exact,
-    )
+    distance = math.inf if bound is None else _relative(problem, value, bound)
+    _check_optimality(solution, distance, checks, failures)
+    return Report(tuple(checks), tuple(failures), value, worst if bound is None else bound, distance, exact)
 
 
 def gap(problem: Problem, solution: Solution, *, lower_bound: float | None = None) -> float:
@@ -167,6 +162,16 @@ def _check_point(problem: Problem, solution: Solution, checks: list[str], failur
     else:
         failures.append(f"its {problem.objective} is {price.objective!r}, claimed is {claimed!r}")
     return price.objective
+
+
+def _check_optimality(solution: Solution, distance: float, checks: list[str], failures: list[str]) -> None:
+    """Hold the word "optimal" against what is proved."""
+    if solution.termination.reason != "optimal":
+        return
+    if math.isfinite(distance):
+        checks.append(f"it says 'optimal': proved to within {distance:.3g}")
+    else:
+        failures.append("it says 'optimal' and nothing is proved")
 
 
 def _check_bound(

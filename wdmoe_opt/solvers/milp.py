@@ -20,7 +20,7 @@ from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point
 from wdmoe_opt.solvers.deadline import Deadline
 from wdmoe_opt.solvers.minlp import Outcome
-from wdmoe_opt.solvers.reference import BACKEND_TOLERANCE, conclude, rank, solve_apart
+from wdmoe_opt.solvers.reference import BACKEND_TOLERANCE, conclude, one_at_a_time, rank, solve_apart
 
 
 def milp(problem: Problem, control: Control, max_rounds: int = 200) -> Point:
@@ -43,7 +43,7 @@ def milp(problem: Problem, control: Control, max_rounds: int = 200) -> Point:
     -----
     Source: fact 1 (convex link time), fact 9 (fixed bandwidth); `wdmoe_opt.formulations.tangents`.
     """
-    return solve_apart(problem, control, lambda part, limits: _solve(part, limits, max_rounds))
+    return solve_apart(problem, control, one_at_a_time(lambda part, limits: _solve(part, limits, max_rounds)))
 
 
 def _solve(problem: Problem, control: Control, max_rounds: int) -> Point:

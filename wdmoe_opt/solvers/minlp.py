@@ -15,7 +15,7 @@ from wdmoe_opt.errors import UnknownNameError
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point
 from wdmoe_opt.solvers.deadline import Deadline
-from wdmoe_opt.solvers.reference import conclude, solve_apart
+from wdmoe_opt.solvers.reference import conclude, one_at_a_time, solve_apart
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def minlp(problem: Problem, control: Control, backend: str = "any") -> Point:
     if backend != "any" and backend not in here:
         raise UnknownNameError("backend", backend, [*here, "any"])
     chosen = here[backend] if backend != "any" else next(iter(here.values()))
-    return solve_apart(problem, control, lambda part, limits: _solve(part, limits, chosen))
+    return solve_apart(problem, control, one_at_a_time(lambda part, limits: _solve(part, limits, chosen)))
 
 
 def _solve(problem: Problem, control: Control, backend: Backend) -> Point:

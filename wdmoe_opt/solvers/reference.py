@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from threading import TIMEOUT_MAX, Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from wdmoe_opt.validation import RealArray
 
 #: Relative slack of backends' bounds: they are rounded outward by it before they are claimed.
 BACKEND_TOLERANCE = 1e-7
+
+_PYOMO = Lock()
 
 #: Solves one problem with coupled blocks in the time that is left.
 CoupledSolver = Callable[[Problem, Control], Point]
@@ -52,6 +55,22 @@ def solve_apart(problem: Problem, control: Control, solver: CoupledSolver) -> Po
         if points[-1].empty:
             return replace(points[-1], termination=_of_block(points[-1].termination, n))
     return _joined(problem, points)
+
+
+def one_at_a_time(solver: CoupledSolver) -> CoupledSolver:
+    """Let one thread at a time solve through Pyomo, which redirects the whole process's output meanwhile."""
+
+    def in_turn(problem: Problem, control: Control) -> Point:
+        deadline = Deadline.of(control)
+        if not _PYOMO.acquire(timeout=min(deadline.left, TIMEOUT_MAX)):
+            return Point.nothing("no-solution", "time", "the time limit passed while another thread solved")
+        try:
+            limited = control.time_limit is not None
+            return solver(problem, replace(control, time_limit=deadline.left) if limited else control)
+        finally:
+            _PYOMO.release()
+
+    return in_turn
 
 
 def single_blocks(problem: Problem) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Random instances shared by the tests: one seeded generator, and Hypothesis strategies on top of it."""
+"""Arrays of random instances, the same for the same seed; needs NumPy only."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
 
-from wdmoe_opt import Instance, Problem
+from wdmoe_opt.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Shape:
 
     @property
     def experts(self) -> int:
+        """How many experts there are."""
         return self.devices * self.per_device
 
 
@@ -192,31 +192,3 @@ def random_keep(problem: Problem, seed: int) -> np.ndarray:
     for i, j in np.argwhere(~keep.any(axis=2)):
         keep[i, j, rng.choice(np.flatnonzero(problem.allowed[i, j]))] = True
     return keep
-
-
-@st.composite
-def shapes(draw: st.DrawFn, **fixed: Any) -> Shape:
-    """Shapes that shrink towards few blocks, tokens and devices with every flag off."""
-    drawn: dict[str, Any] = {
-        "blocks": draw(st.integers(1, 3)),
-        "tokens": draw(st.integers(1, 8)),
-        "devices": draw(st.integers(1, 5)),
-        "per_device": draw(st.integers(1, 3)),
-        "top_k": draw(st.integers(1, 3)),
-        "columns": draw(st.integers(1, 4)),
-    }
-    for name, kind in Shape.__annotations__.items():
-        if kind == "bool" and name != "wide":
-            drawn[name] = draw(st.booleans())
-    return Shape(**{**drawn, **fixed})
-
-
-@st.composite
-def array_sets(draw: st.DrawFn, **fixed: Any) -> dict[str, Any]:
-    """Arrays of random token-level instances on a radio link."""
-    return random_arrays(draw(shapes(**fixed)), draw(st.integers(0, 2**20)))
-
-
-def instances(**fixed: Any) -> st.SearchStrategy[Instance]:
-    """Random token-level instances on a radio link."""
-    return array_sets(**fixed).map(lambda arrays: Instance.from_arrays(**arrays))

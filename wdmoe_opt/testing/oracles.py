@@ -1,4 +1,7 @@
-"""Slow, obvious recomputations in plain Python; nothing here imports the package."""
+"""Slow, obvious recomputations in plain Python; nothing here imports the package.
+
+Arrays are those of `Instance.arrays`; selections and bandwidths may be nested lists.
+"""
 
 from __future__ import annotations
 
@@ -62,11 +65,11 @@ def _last_axis(value: Any) -> list[Any]:
     return list(value)
 
 
-def one_way(bits: float, b: float, power: float, gain: float, noise: float) -> float:
+def one_way(bits: float, b: float | None, power: float, gain: float, noise: float) -> float:
     """Seconds to send ``bits`` over ``b`` Hz at the Shannon rate."""
     if bits == 0:
         return 0.0
-    if b <= 0 or gain <= 0:
+    if b is None or b <= 0 or gain <= 0:
         return math.inf
     snr = power * gain / (noise * b)
     # log2(1 + x) loses the digits of a small x.
@@ -77,8 +80,8 @@ def one_way(bits: float, b: float, power: float, gain: float, noise: float) -> f
 def link_seconds(f: SimpleNamespace, i: int, k: int, b: float | None) -> float:
     """Seconds on air for one transfer, there and back."""
     if f.link is not None:
-        return f.link[k]
-    if b <= 0:
+        return float(f.link[k])
+    if b is None or b <= 0:
         return math.inf
     down = one_way(f.bits_down, b, f.power_down[k], f.gain_down[i][k], f.noise)
     return down + one_way(f.bits_up, b, f.power_up[k], f.gain_up[i][k], f.noise)
@@ -167,3 +170,130 @@ def count(
         values = [weights[c] / (per_transfer[f.hosts[ids[c]]] + f.compute[ids[c]]) for c in chosen]
         ratios.append(sum(values) / len(values) if values else 0.0)
     return load, sent, kept_weight, retention, ratios
+
+
+# ---------------------------------------------------------------------- constraints
+
+#: Relative tolerance of floors, caps and limits, with room for another order of summation.
+TOLERANCE = 1.001e-9
+
+
+def broken(
+    arrays: dict[str, Any], keep: Any, bandwidth: Any, *, candidates: int | None = None, fixed: Any = None
+) -> list[str]:
+    """What no point may do, in words: leave the candidates, keep nothing, overdraw the bandwidth.
+
+    Parameters
+    ----------
+    candidates : int, optional
+        Columns that may be used; default the top-k.
+    fixed : bandwidth, optional
+        The only one allowed.
+    """
+    f = facts(arrays)
+    found = [] if keep is None else _outside(f, listed(keep), candidates or f.top_k)
+    return found if f.link is not None else found + _broken_bandwidth(f, rows_of(f, bandwidth), fixed)
+
+
+def short(
+    arrays: dict[str, Any],
+    keep: Any,
+    bandwidth: Any,
+    *,
+    floors: tuple[list[float], list[float]],
+    max_experts: int | None = None,
+) -> list[str]:
+    """Which floors a selection misses and where it passes the cap on experts, in words.
+
+    Parameters
+    ----------
+    floors : two lists of float (blocks,)
+        On the mean retention of every block, and on every token's.
+    max_experts : int, optional
+    """
+    priced = price(arrays, keep, bandwidth)
+    found = []
+    for i, kept in enumerate(priced.block_retention):
+        if kept < floors[0][i] * (1 - TOLERANCE):
+            found.append(f"block {i} retains {kept}, below min_retention {floors[0][i]}")
+        if min(priced.token_retention[i]) < floors[1][i] * (1 - TOLERANCE):
+            found.append(f"a token of block {i} is below min_token_retention {floors[1][i]}")
+        for j, row in enumerate(listed(keep)[i]):
+            if max_experts is not None and sum(row) > max_experts:
+                found.append(f"token [{i}, {j}] keeps {sum(row)} experts, more than max_experts")
+    return found
+
+
+def _outside(f: SimpleNamespace, keep: Any, candidates: int) -> list[str]:
+    found = []
+    for i in range(f.blocks):
+        for j, ids in enumerate(f.ids[i]):
+            used = [c for c in range(len(ids)) if keep[i][j][c]]
+            wrong = [c for c in used if c >= candidates or ids[c] < 0 or not can_serve(f, i, f.hosts[ids[c]])]
+            found += [f"keep[{i}, {j}, {c}] is outside the candidates" for c in wrong]
+            found += [] if used else [f"token [{i}, {j}] keeps no expert"]
+    return found
+
+
+def can_serve(f: SimpleNamespace, i: int, k: int) -> bool:
+    """Whether device k answers at all in block i, given bandwidth."""
+    if f.link is not None:
+        return math.isfinite(f.link[k])
+    down = f.bits_down == 0 or f.gain_down[i][k] > 0
+    return bool(down and (f.bits_up == 0 or f.gain_up[i][k] > 0))
+
+
+def _broken_bandwidth(f: SimpleNamespace, rows: Any, fixed: Any) -> list[str]:
+    slack = TOLERANCE * f.total
+    found = []
+    for row, given in zip(rows, rows if fixed is None else rows_of(f, fixed), strict=True):
+        if not all(b >= 0 for b in row):
+            found.append(f"bandwidth {row} holds a negative number or NaN")
+        if not sum(row) <= f.total + slack:
+            found.append(f"bandwidth sums to {sum(row)} Hz, total_bandwidth is {f.total}")
+        if any(abs(b - g) > slack for b, g in zip(row, given, strict=True)):
+            found.append(f"bandwidth {row} is not the fixed one")
+        limits = zip(f.low, row, f.high, strict=True)
+        if fixed is None and any(not low - slack <= b <= high + slack for low, b, high in limits):
+            found.append(f"bandwidth {row} is outside bandwidth_min and bandwidth_max")
+    return found
+
+
+# ---------------------------------------------------------------------- the best bandwidth
+
+#: Golden section: what is left of an interval after one step.
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def least_latency(arrays: dict[str, Any], keep: Any, *, dispatch: str = "expert", steps: int = 60) -> float:
+    """Least latency of a selection over one bandwidth vector for all blocks, s, without limits on it.
+
+    The latency is convex in the shares, so one golden section within another finds it: for up to three
+    devices.
+    """
+    f = facts(arrays)
+
+    def best(shares: list[float]) -> float:
+        left = f.total - sum(shares)
+        if len(shares) == f.devices - 1:
+            return float(price(arrays, keep, [*shares, left], dispatch=dispatch).latency)
+        return _golden(lambda b: best([*shares, b]), left, steps)
+
+    return best([])
+
+
+def _golden(value: Any, top: float, steps: int) -> float:
+    """Least value of a convex function on 0 to ``top``, infinite at ends perhaps."""
+    low, high = 0.0, top
+    left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    at_left, at_right = value(left), value(right)
+    for _ in range(steps):
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - GOLDEN * (high - low)
+            at_left = value(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + GOLDEN * (high - low)
+            at_right = value(right)
+    return min(float(at_left), float(at_right))
