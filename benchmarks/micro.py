@@ -3,7 +3,8 @@
 The metric, in nanoseconds per (token, expert) pair, beside plain `numpy.bincount` over the same pairs, which
 does nothing but count; `wdmoe_opt.evaluate` as called, and the compiled kernels inside it apart. Then every
 native solver on 512 tokens and 8 devices, in calls of the metric on the same problem: whatever answers must
-at least price its answer. Warm, one thread, medians of batches long enough for the clock.
+at least price its answer. Last the best bandwidth for plain top-k, beside peers that are installed. Warm,
+one thread, medians of batches long enough for the clock.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 import wdmoe_opt as wo
+from wdmoe_opt.bandwidth import allocate, demands
+from wdmoe_opt.benchmarks.peers import find_solver
 from wdmoe_opt.benchmarks.suites.generators import synthetic
 from wdmoe_opt.kernels.link import link_times
 from wdmoe_opt.kernels.pricing import (
@@ -30,6 +34,7 @@ from wdmoe_opt.kernels.pricing import (
     price_tokens,
 )
 from wdmoe_opt.problem import Problem
+from wdmoe_opt.registry import Control
 
 SOLVERS = (
     "topk-uniform", "topk", "wdmoe-selection", "wdmoe", "greedy", "alternating", "local-search", "certified",
@@ -37,6 +42,8 @@ SOLVERS = (
 FLOOR = 0.95
 #: Batches, and the least s a batch takes.
 BATCHES, BATCH = 9, 0.02
+#: Who else allocates bandwidth.
+BANDWIDTH_PEERS = ("slsqp", "trust-constr", "cvxpy-clarabel-bandwidth")
 #: How many times a bincount the metric may take.
 PROMISE = 5.0
 
@@ -169,6 +176,27 @@ def solver_costs() -> list[dict[str, Any]]:
     return found
 
 
+def bandwidth_costs() -> list[dict[str, Any]]:
+    """Best bandwidth for plain top-k: the bare allocation, the whole call, and peers that are here, s."""
+    found = []
+    for name in ("deepseek-v2-lite-law#3", "mixtral-8x7b-mmlu-load:anatomy.3"):
+        problem = wo.Problem(wo.load_instance(name))
+        loads = demands(problem, problem.top_k_keep if problem.selectable else None)
+        rows = {"allocate": seconds(lambda p=problem, d=loads: allocate(p, *d))}  # type: ignore[misc]
+        rows["solve(method='topk')"] = seconds(lambda p=problem: wo.solve(p, "topk"))  # type: ignore[misc]
+        for method in BANDWIDTH_PEERS:
+            info = find_solver(method)
+            if info.availability():
+                run = partial(info.run, problem, Control(), {})
+                run()
+                rows[method] = seconds(run)
+        found += [
+            {"problem": name, "method": method, "seconds": spent, "allocations": spent / rows["allocate"]}
+            for method, spent in rows.items()
+        ]
+    return found
+
+
 def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(
@@ -177,9 +205,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     as_json = parser.parse_args().json
     costs = [metric_cost(name, problem) for name, problem in problems()]
-    solvers = solver_costs()
+    solvers, bandwidth = solver_costs(), bandwidth_costs()
     if as_json:
-        print(json.dumps({"metric_ns_per_pair": [asdict(c) for c in costs], "solvers": solvers}, indent=1))
+        parts = {"metric_ns_per_pair": [asdict(c) for c in costs], "solvers": solvers, "bandwidth": bandwidth}
+        print(json.dumps(parts, indent=1))
         return
     print(f"{'ns per (token, expert) pair':<44}{'pairs':>9}{'evaluate':>10}{'kernels':>9}{'count':>8}"
           f"{'bincount':>10}{'weighted':>10}{'ratio':>7}")  # fmt: skip
@@ -192,6 +221,10 @@ def main() -> None:
     for row in solvers:
         spent = f"{row['seconds'] * 1e3:>9.3f} ms{row['metrics']:>9.1f} metrics"
         print(f"{row['problem']:<42}{row['method']:<18}{spent}")
+    print()
+    for row in bandwidth:
+        spent = f"{row['seconds'] * 1e3:>9.3f} ms{row['allocations']:>9.1f} allocations"
+        print(f"{row['problem']:<42}{row['method']:<26}{spent}")
 
 
 if __name__ == "__main__":

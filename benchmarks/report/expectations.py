@@ -10,7 +10,6 @@ import numpy as np
 from wdmoe_opt.benchmarks.report.gaps import SLACK, bounded
 from wdmoe_opt.benchmarks.report.results import main_rows, task_rows
 from wdmoe_opt.benchmarks.report.spread import median
-from wdmoe_opt.benchmarks.report.times import reference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,10 +81,10 @@ def expectations(rows: pd.DataFrame) -> list[Expectation]:
 
 
 def bandwidth_advantage(rows: pd.DataFrame, peer: str) -> NDArray[np.float64]:
-    """Fastest time of the peers named so over that of this package, per bandwidth problem."""
+    """Fastest time of the peers named so over the fastest of this package, per bandwidth problem."""
     own = main_rows(task_rows(rows, "bandwidth"))
     own = own[own["answered"]]
-    ours = own[own["family"] == reference(own)].groupby("problem")["time_s"].min()
+    ours = own[own["kind"] == "ours"].groupby("problem")["time_s"].min()
     named = own["solver"].str.contains(peer) | own["method"].str.contains(peer)
     theirs = own[named & (own["kind"] == "peer")].groupby("problem")["time_s"].min()
     return _known((theirs / ours).to_numpy())

@@ -56,7 +56,7 @@ def _section(section: Section) -> list[str]:
     for item in section.items:
         lines += [f"### {item.title}", ""]
         if isinstance(item, Table):
-            lines += _table(item)
+            lines += markdown_table(item)
         elif item.reason:
             lines += [f"No picture: {item.reason}.", ""]
         else:
@@ -64,7 +64,8 @@ def _section(section: Section) -> list[str]:
     return lines
 
 
-def _table(table: Table) -> list[str]:
+def markdown_table(table: Table) -> list[str]:
+    """How to read it, and its lines."""
     if not table.lines:
         return ["No rows.", ""]
     head = " | ".join(_cell(column.heading) for column in table.columns)
