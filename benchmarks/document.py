@@ -1,8 +1,8 @@
 """Write the measured part of docs/benchmarks.md: ``python -m wdmoe_opt.benchmarks.document``.
 
 Reports of the suites under docs/benchmarks/ are made anew from their rows, and the page's tables taken from
-them. Rows come from ``wdmoe-opt bench run SUITE --out FOLDER`` and lie in docs/benchmarks/SUITE/; kernel costs
-are the output of ``python -m wdmoe_opt.benchmarks.micro --json``, in docs/benchmarks/micro.json.
+them. Rows come from ``wdmoe-opt bench run SUITE --out FOLDER`` and lie in docs/benchmarks/SUITE/; costs of
+kernels are the output of ``python -m wdmoe_opt.benchmarks.micro --json``, in docs/benchmarks/micro.json.
 """
 
 from __future__ import annotations
