@@ -254,7 +254,7 @@ class MeanRelaxation:
         program = _Program(self, relaxation)
         target, before = goal / self.unit, -np.inf
         penalty = 0
-        for _ in range(ROUNDS):
+        for left in reversed(range(ROUNDS)):
             found = program.optimum(tangents, PENALTIES[penalty], deadline)
             while (
                 found is not None
@@ -268,7 +268,8 @@ class MeanRelaxation:
                 return None
             new = program.wanted(found, tangents)
             late = found.fun - before < PROGRESS * (target - found.fun)
-            if found.fun >= target or new.point.size == 0 or late:
+            # The answer is read off the program that was solved: no tangents are added to the last one.
+            if found.fun >= target or new.point.size == 0 or late or left == 0:
                 break
             before, tangents = found.fun, tangents.join(new)
         return program.answer(found, tangents)

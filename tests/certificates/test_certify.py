@@ -18,7 +18,9 @@ from test_check import optimum
 import wdmoe_opt as wo
 from wdmoe_opt import Instance, Problem, Solution
 from wdmoe_opt.archive import ArchiveError
-from wdmoe_opt.certificates.check import recompute
+from wdmoe_opt.benchmarks.agreement import tiny_problem
+from wdmoe_opt.certificates.check import inspect, recompute
+from wdmoe_opt.certificates.exact import inspect_exactly
 from wdmoe_opt.certificates.pricing import reprice
 from wdmoe_opt.certificates.tree import Tree
 from wdmoe_opt.registry import Point, SolverInfo
@@ -294,3 +296,54 @@ def test_command_solve_saves(solved: Solution, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert Solution.load(saved).method == "topk"
     assert run("certify", saved).returncode == 0
+
+
+def hand_made():
+    """Four tokens on two equal devices; the optimum is 1.142 ms."""
+    instance = wo.Instance.from_arrays(
+        expert_ids=[[[0, 1], [1, 0], [0, 1], [1, 0]]], gate_weights=[[[0.7, 0.3]] * 4],
+        compute_time=[1e-4] * 2, gain_down=[1e-9] * 2, gain_up=[1e-9] * 2, power_down=1.0, power_up=0.1,
+        noise_density=4e-21, total_bandwidth=2e7, bits_down=3e4, bits_up=3e4,
+    )  # fmt: skip
+    return wo.Problem(instance, min_retention=0.6, allocation="per-block")
+
+
+def test_prices_that_underflow_prove_nothing():
+    """A price of 5e-324 s would earn nothing by rounding, and so prove any deadline."""
+    problem, none = hand_made(), [[0.0, 0.0]]
+    lie = wo.Certificate(
+        form="deadline", deadline=[0.4], send=[[5e-324] * 2], work=none, wake=none, retention=[0.0],
+        bandwidth=none, points=[[1e7] * 2],
+    )  # fmt: skip
+    assert inspect(problem, lie).bound == -np.inf
+    assert inspect_exactly(problem, lie).bound == -np.inf
+    found = wo.solve(problem, "certified")
+    prices = ("send", "work", "wake", "share", "retention", "bandwidth")
+    for factor in (1e-320, 1e-200, 1e-100):
+        scaled = {
+            name: getattr(found.certificate, name) * factor
+            for name in prices
+            if getattr(found.certificate, name) is not None
+        }
+        doubled = replace(found.certificate, deadline=2 * found.certificate.deadline, **scaled)
+        assert inspect(problem, doubled).bound == -np.inf, factor
+
+
+def test_a_bound_that_is_no_number_is_refused():
+    problem = hand_made()
+    found = wo.solve(problem, "certified")
+    assert wo.certify(problem, found)
+    assert not wo.certify(problem, replace(found, lower_bound=math.nan))
+    with pytest.raises(wo.InputError, match=r"bound.*must be a number"):
+        found.certificate.sealed(problem, math.nan)
+
+
+def test_the_digest_covers_the_parts_of_a_tree():
+    problem = tiny_problem(3)
+    found = wo.solve(problem, "exact", rel_gap=1e-6)
+    tree = found.certificate.tree
+    number = next(n for n, leaf in tree.leaves.items() if not isinstance(leaf, str))
+    edited = replace(tree.leaves[number], bound=1.0)
+    changed = replace(found.certificate, tree=replace(tree, leaves={**tree.leaves, number: edited}))
+    report = wo.certify(problem, replace(found, certificate=changed))
+    assert any("digest" in text for text in report.failures)

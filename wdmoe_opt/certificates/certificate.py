@@ -170,17 +170,36 @@ class Certificate:
             found.update({f"tree.{name}": array for name, array in self.tree.arrays().items()})
         return found
 
+    def claims(self) -> list[tuple[str, str, float]]:
+        """Place, form and bound of this certificate and of all its parts."""
+        found = [("", self.form, self.bound)]
+        parts = [("floor", self.floor)] if self.floor is not None else []
+        if self.tree is not None:
+            leaves = sorted(self.tree.leaves.items())
+            parts += [(f"leaf {n}", leaf) for n, leaf in leaves if isinstance(leaf, Certificate)]
+        for place, part in parts:
+            found += [(f"{place} {inner}", form, bound) for inner, form, bound in part.claims()]
+        return found
+
     def expected_digest(self, problem: Problem) -> str:
         """Digest that an untouched certificate of ``problem`` carries."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(f"{problem.digest} {self.form} {self.bound!r}".encode())
+        digest.update(f"{problem.digest} {self.claims()}".encode())
         for name, array in self.arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def sealed(self, problem: Problem, bound: float) -> Self:
-        """Return a copy that claims ``bound`` for ``problem``, with its digest."""
+        """Return a copy that claims ``bound`` for ``problem``, with its digest.
+
+        Raises
+        ------
+        InputError
+            If the bound is not a number.
+        """
+        if np.isnan(bound):
+            raise InputError("bound", "must be a number", value=bound)
         # The arrays have been checked and are read-only; the copy is this function's own until returned.
         claimed = copy(self)
         object.__setattr__(claimed, "bound", float(bound))

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from wdmoe_opt.problem import Problem
     from wdmoe_opt.validation import RealArray
 
+#: Prices below this count as 0, and times below it are for exact arithmetic: products must not underflow.
+DUST = 1e-140
+#: Least deadline of a block, s, that double precision is sure of.
+LEAST_TIME = 1e-100
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -159,24 +164,41 @@ class Prices:
     @classmethod
     def of(cls, facts: Facts, c: Certificate) -> Prices:
         """Prices of a certificate whose shapes have been checked."""
-        assert c.send is not None
-        assert c.work is not None
-        assert c.wake is not None
-        assert c.retention is not None
-        assert c.bandwidth is not None
         assert c.points is not None
+        send, work, wake, retention, bandwidth = (
+            _without_dust(array) for array in (c.send, c.work, c.wake, c.retention, c.bandwidth)
+        )
         share = None
-        wake = c.wake
         if c.share is not None and facts.loads is None:
             share = np.ascontiguousarray(c.share.transpose(2, 0, 1)[: facts.pair.shape[0]])
             wake = np.maximum(wake, _share_sums(facts, share))
         # Fixed bandwidth needs no price.
-        nu = c.bandwidth if np.isfinite(facts.budget) else np.zeros(c.bandwidth.shape)
-        prices = TokenPrices(c.send, c.work, c.retention, share, repaid=c.form == "ratio")
+        nu = bandwidth if np.isfinite(facts.budget) else np.zeros(bandwidth.shape)
+        prices = TokenPrices(send, work, retention, share, repaid=c.form == "ratio")
         tokens = token_bound(facts, prices)
+        if not _in_scale(facts, c):
+            # Only exact arithmetic can tell: nothing is proved here.
+            tokens = np.full(tokens.shape, -np.inf)
         if facts.loads is not None:
             tokens = tokens + (wake * facts.awake).sum(axis=1) * (1 - (facts.experts + 4) * EPS)
-        return cls(DevicePrices(c.send, c.work, nu, c.points, wake), active_sets(facts, wake), tokens)
+        return cls(DevicePrices(send, work, nu, c.points, wake), active_sets(facts, wake), tokens)
+
+
+def _without_dust(prices: RealArray | None) -> RealArray:
+    """Prices without those whose products could underflow: any prices prove something, 0 as well."""
+    assert prices is not None
+    return np.where(np.abs(prices) < DUST, 0.0, prices)
+
+
+def _in_scale(facts: Facts, c: Certificate) -> bool:
+    """Whether nothing is so small or large that products of it could underflow."""
+    times = (facts.light, facts.heavy, facts.activation, facts.delay)
+    sound = not any(((array > 0) & (array < DUST)).any() for array in times)
+    if c.deadline is not None:
+        sound &= not ((c.deadline > 0) & (c.deadline < LEAST_TIME)).any()
+    if c.grid is not None:
+        sound &= not (c.grid > 1 / LEAST_TIME).any()
+    return sound
 
 
 def _share_sums(facts: Facts, share: RealArray) -> RealArray:

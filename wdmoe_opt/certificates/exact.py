@@ -629,7 +629,9 @@ def _ray_bound(
     lines = []
     for s in sets:
         room = max(time - scale * (block.delay[k] + s.activation), Fraction(0))
-        wanted = float(nu) / float(worth * room) if worth * room > 0 else 0.0
+        # Only where to put a tangent: what underflows may.
+        served = float(worth * room)
+        wanted = float(nu) / served if served > 0 else 0.0
         b = best_point(block, k, compute, wanted) if refine else stored_point(block, k, prices.points[k])
         own, lightest = tangent(block, k, b, compute), tangent(block, k, b, light)
         lines.append((room, scale * s.wake + lump + min(dearest, Fraction(0)) * needed, own, lightest))
