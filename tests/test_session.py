@@ -400,7 +400,7 @@ def test_solve_many_reads_generators_as_it_goes(threads: int) -> None:
 def test_solve_many_names_the_problem() -> None:
     """Errors carry the index."""
     with pytest.raises(wo.UnsupportedError, match=r"problems\[1\]: .*certified"):
-        wo.solve_many([make(8), make(8, objective="wlr-block")])
+        wo.solve_many([make(8), make(8, objective="wlr-device")])
     with pytest.raises(wo.InputError, match=r"problems\[0\]\.rel_gap"):
         wo.solve_many([make(8)], rel_gap=-1.0)
     with pytest.raises(wo.UnknownNameError, match="method"):

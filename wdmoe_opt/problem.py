@@ -147,14 +147,15 @@ class Problem:
                 raise InputError("dispatch", "cannot be 'device': the instance has loads only")
             return
         if self.max_experts is not None:
-            whole("max_experts", self.max_experts, 1, 2**31 - 1, f"must be 1 to {2**31 - 1}")
+            most = whole("max_experts", self.max_experts, 1, 2**31 - 1, f"must be 1 to {2**31 - 1}")
+            object.__setattr__(self, "max_experts", most)
         asked: Any = self.candidates
         if asked != "top-k":
             if isinstance(asked, str):
                 raise InputError("candidates", "must be 'top-k' or a whole number", value=asked)
             assert inst.top_k is not None
             rule = f"must be at least top_k = {inst.top_k} and at most m = {inst.columns}"
-            whole("candidates", asked, inst.top_k, inst.columns, rule)
+            object.__setattr__(self, "candidates", whole("candidates", asked, inst.top_k, inst.columns, rule))
 
     def _check_bandwidth(self) -> None:
         inst = self.instance

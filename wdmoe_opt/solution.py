@@ -252,6 +252,7 @@ class Solution:
             return f"{self.method}: no point\n  {self.termination.reason}: {self.termination.detail}"
         lines += [f"  violates {violation}" for violation in self.violations]
         if self.bound_kind != "none":
-            lines.append(f"  {self.bound_kind} lower bound {self.lower_bound:.6g}, gap {self.gap:.3%}")
+            side = "lower" if self.problem.objective == "latency" else "upper"
+            lines.append(f"  {self.bound_kind} {side} bound {self.lower_bound:.6g}, gap {self.gap:.3%}")
         lines.append(f"  {self.termination.reason}: {self.termination.detail}")
         return "\n".join(lines)

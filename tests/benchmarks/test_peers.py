@@ -88,6 +88,8 @@ def test_joint_peers_on_enumerable_problems(name, seed, capfd):
     if not best.feasible:
         assert not found.feasible
         return
+    if name == "gurobi" and "provenInfeasible" in found.termination.detail:
+        pytest.xfail("Gurobi calls a feasible problem infeasible, within its tolerances; the row says so")
     assert found.feasible, found.termination
     assert found.latency >= best.latency * (1 - 1e-9)
     if found.bound_kind != "none":

@@ -24,6 +24,7 @@ class TestNativeSolvers(SolverSuite):
         "topk-uniform",
         "wdmoe",
         "wdmoe-selection",
+        "wdmoe-testbed",
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from wdmoe_opt.kernels.compiled import compiled
 from wdmoe_opt.kernels.link import bandwidth_for_excess, floor_time, log_time_terms
 from wdmoe_opt.kernels.price_newton import Link
+from wdmoe_opt.kernels.token_floor import needed_pairs
 
 #: Newton steps for the best bandwidth of a device term; concave, so few are needed.
 POINT_STEPS = 30
@@ -23,6 +24,8 @@ POINT_STEPS = 30
 CLOSE = 1e-5
 #: Least ln bandwidth looked at, below the largest one: there a device earns next to nothing.
 DEEPEST = 40.0
+#: Candidates up to which the check lists a token's options, so that counting them is no weaker.
+COUNTED = 8
 #: By how much a deadline must be out of reach, relative to what is paid: the check rounds outward.
 MARGIN = 1e-10
 
@@ -88,7 +91,8 @@ def token_bound(
     by_device : bool
         Whether a token pays ``send`` once per device.
     floor : float
-        Retention every token must keep; priced here by its linear relaxation.
+        Retention every token must keep: candidates without which it is missed are kept, and as many others
+        as it takes at least; with more than `COUNTED` candidates, its linear relaxation is priced.
     cap : int
         Most experts of a token.
     wakes : bool array (experts,)
@@ -118,15 +122,17 @@ def token_bound(
     must = np.zeros(columns, dtype=np.bool_)
     for j in range(tokens):
         price = mu
-        fixed = 0
-        if forced.size > 0:
-            for c in range(columns):
-                must[c] = forced[j, c] and ids[j, c] >= 0
-                fixed += must[c]
-        if floor > 0.0:
+        fixed, need = 0, 0
+        for c in range(columns):
+            must[c] = forced.size > 0 and forced[j, c] and ids[j, c] >= 0
+        if floor > 0.0 and columns <= COUNTED:
+            need = needed_pairs(ids[j], share[j], floor, must)
+        elif floor > 0.0:
             bid = _floor_bid(ids, share, hosts, send, pair, mu, j, must, floor)
             price += bid
             total += bid * floor
+        for c in range(columns):
+            fixed += must[c]
         best, cheapest = inf, -1
         count = 0
         for c in range(columns):
@@ -141,9 +147,13 @@ def token_bound(
             count += cost[c] < 0.0 and not must[c]
         if by_device:
             best = _spread_transfers(ids, share, hosts, send, pair, price, j, must, cost)
-        elif count > cap - fixed:
+        extra = -1.0
+        if need > 1 or (need == 1 and fixed > 0):
+            extra = _count_bid(cost, must, need, ids[j], share[j], price, used, kept, picked[j])
+            total += max(extra, 0.0)
+        if extra < 0.0 and not by_device and count > cap - fixed:
             total += _crowd_out(cost, must, cap - fixed)
-        if fixed == 0 and best >= 0.0:
+        if extra < 0.0 and fixed == 0 and best >= 0.0:
             total += best
             if cheapest >= 0:
                 e = ids[j, cheapest]
@@ -164,6 +174,40 @@ def token_bound(
             else:
                 total += cost[c]
     return total
+
+
+@compiled
+def _count_bid(
+    cost: np.ndarray,
+    must: np.ndarray,
+    need: int,
+    ids: np.ndarray,
+    share: np.ndarray,
+    mu: float,
+    used: np.ndarray,
+    kept: np.ndarray,
+    picked: np.ndarray,
+) -> float:
+    """Pay every free pair so much that ``need`` of them are worth it; return what that costs the token.
+
+    Pairs that are then just worth it are noted as kept, as far as they are needed. -1 if so many are worth
+    it anyhow.
+    """
+    order = np.argsort(np.where(must, inf, cost))
+    last = order[need - 1]
+    bid = cost[last]
+    if not 0.0 <= bid < inf:
+        return -1.0
+    for c in range(cost.size):
+        if not must[c]:
+            cost[c] -= bid
+    for q in range(need):
+        c = order[q]
+        if cost[c] == 0.0:
+            used[1, ids[c]] += bid + mu * share[c]
+            kept[1, ids[c]] += share[c]
+            picked[c] = 2
+    return bid * need
 
 
 @compiled

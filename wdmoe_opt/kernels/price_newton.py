@@ -29,6 +29,8 @@ from wdmoe_opt.kernels.response import Items, respond
 
 #: Largest step of the logarithm of bandwidth, and of prices and deadlines relative to themselves.
 LOG_MOVE, PART_MOVE = 1.0, 0.9
+#: Price of retention, as a part of the mean price of a transfer, that no longer moves anybody.
+WORTHLESS = 1e-3
 #: Least slope of retention in the logarithm of its price that is believed, as a part of what is needed.
 PROXIMAL = 0.02
 #: Relative residual up to which a block moves along with the bandwidth; beyond, it settles first.
@@ -259,7 +261,15 @@ def block_system(
     matrix[devices, devices] = slopes[devices, devices] + PROXIMAL * max(needed[i], 1e-3) / mu
     right[devices, 0] = needed[i] - kept
     right[devices + 1, 0] = 1.0 - paid
-    return float(max(residual, abs(needed[i] - kept) / max(needed[i], 1.0), abs(1.0 - paid)))
+    missed = abs(needed[i] - kept) / max(needed[i], 1.0)
+    if kept > needed[i] and mu < WORTHLESS * p.mean():
+        # More is kept than asked for though it is worth nothing: the floor is no constraint here.
+        missed = 0.0
+        matrix[devices, :] = 0.0
+        matrix[:, devices] = 0.0
+        matrix[devices, devices] = 1.0
+        right[devices, :] = 0.0
+    return float(max(residual, missed, abs(1.0 - paid)))
 
 
 @compiled

@@ -17,6 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from wdmoe_opt.kernels.compiled import compiled
+from wdmoe_opt.kernels.token_floor import needed_pairs
+
+#: Surplus of a candidate that a token's floor leaves no choice about, in widths of the smoothing.
+ANYHOW = 1e9
 
 
 class Items(NamedTuple):
@@ -110,7 +114,7 @@ def respond(
     on : float array (switches,), updated
         How far each switch is on, 0 to 1.
     bids : float array (tokens,), filled
-        What a token pays beyond mu to keep an expert (its floor): per item, or per retention if floor > 0.
+        What a token pays beyond mu for each item that it needs for its floor.
     load : float array (devices,), filled
         Transfers in units of the mean one.
     active : float array (devices,), filled, s
@@ -133,8 +137,13 @@ def respond(
     use_slope, mix_slope, keep_slope = np.zeros(switches), np.zeros(switches), np.zeros(switches)
     surplus, band, gain = np.empty(columns), np.empty(columns), np.empty(columns)
     unit, taken = np.empty(columns), np.empty(columns)
+    must = np.zeros(columns, dtype=np.bool_)
     for j in range(tokens):
         wanted = 0.0
+        must[:] = False
+        need = 1.0
+        if floor > 0.0:
+            need = float(needed_pairs(items.ids[i, j], items.share[i, j], floor, must))
         for c in range(columns):
             e = items.ids[i, j, c]
             taken[c] = 0.0
@@ -147,10 +156,11 @@ def respond(
                 unit[c] += (items.work[i, j, c] - mean_work[k]) / seconds[k]
             band[c] = width * price[k] * unit[c]
             surplus[c] = mu * items.share[i, j, c] - price[k] * unit[c]
-            gain[c] = items.share[i, j, c] if floor > 0.0 else 1.0
+            gain[c] = 1.0
+            if must[c]:
+                surplus[c], gain[c] = ANYHOW * band[c], 0.0
             taken[c] = min(max(0.5 + 0.5 * surplus[c] / band[c], 0.0), 1.0)
             wanted += gain[c] * taken[c]
-        need = floor if floor > 0.0 else 1.0
         bids[j] = 0.0
         forced = wanted < need
         if forced:

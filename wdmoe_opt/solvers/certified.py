@@ -280,7 +280,7 @@ def _point(problem: Problem, control: Control, done: list[Group]) -> Point:
     value = sum(group.value for group in done)
     lower = sum(group.lower for group in done)
     if value - lower <= control.rel_gap * value:
-        end = Termination("optimal", detail=f"certified within {(value - lower) / value:.2e}")
+        end = Termination("optimal", detail=f"certified within {(value - lower) / max(value, 1e-300):.2e}")
     else:
         late = done[0].deadline.left == 0.0
         words = "the time limit passed" if late else "the relaxation leaves this gap; exact branches on it"

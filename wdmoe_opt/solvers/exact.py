@@ -91,7 +91,9 @@ def _point(problem: Problem, control: Control, trees: list[BranchTree]) -> Point
     value, bound = sum(tree.value for tree in trees), sum(tree.bound for tree in trees)
     number = sum(len(tree.branches) for tree in trees)
     if bound >= value * (1 - control.rel_gap) * (1 - 1e-12):
-        end = Termination("optimal", detail=f"{number} branches, gap {(value - bound) / value:.2e}")
+        end = Termination(
+            "optimal", detail=f"{number} branches, gap {(value - bound) / max(value, 1e-300):.2e}"
+        )
     else:
         limit: Literal["time", "interrupt", "branches"] = "branches"
         if any(tree.deadline.left == 0.0 for tree in trees):
