@@ -1,7 +1,7 @@
 """The certified solvers: bounds against enumeration, certificates against the check, gaps on real gates."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -10,10 +10,11 @@ import wdmoe_opt as wo
 from wdmoe_opt.benchmarks.agreement import tiny_problem
 from wdmoe_opt.benchmarks.heuristics import synthetic
 from wdmoe_opt.certificates.check import inspect
+from wdmoe_opt.kernels.bounds import token_bound
 from wdmoe_opt.relaxation import Relaxation, Stage
 from wdmoe_opt.solvers.certified import certified
 from wdmoe_opt.solvers.exact import exact
-from wdmoe_opt.testing.arrays import measured_arrays, random_arrays, random_shape
+from wdmoe_opt.testing.arrays import Shape, measured_arrays, random_arrays, random_shape
 
 FAMILIES = [f"deepseek-v2-lite-{part}" for part in ("intent", "law", "summary", "translation")]
 
@@ -280,3 +281,53 @@ def test_points_carry_their_certificate():
     for solver in (certified, exact):
         point = solver(problem, Control(rel_gap=1e-3))
         assert inspect(problem, point.certificate).bound == pytest.approx(point.lower_bound, rel=1e-6)
+
+
+def cheapest_option(cost, share, floor):
+    """Least price of a non-empty set of candidates that keeps the floor, by listing all."""
+    best = math.inf
+    for chosen in product([False, True], repeat=len(cost)):
+        kept = [c for c, yes in enumerate(chosen) if yes]
+        if kept and share[kept].sum() >= floor:
+            best = min(best, cost[kept].sum())
+    return best
+
+
+def token_price(cost, share, floor):
+    """`token_bound` of one token whose candidates are on devices of their own, without a retention price."""
+    m = len(cost)
+    return token_bound(
+        np.arange(m, dtype=np.int32)[None], share[None], np.arange(m), cost, np.zeros(m), False, 0.0, floor,
+        m, np.zeros(m, dtype=np.bool_), np.zeros((0, 0), dtype=np.bool_), np.empty((1, m)), np.empty(m),
+        np.empty((2, m)), np.empty((2, m)), np.empty((1, m), dtype=np.int8),
+    )  # fmt: skip
+
+
+def test_a_floor_per_token_never_costs_more_than_its_cheapest_option():
+    """Counting candidates is a bound, exact where there are two, and often exact beyond."""
+    rng = np.random.default_rng(5)
+    exact = 0
+    for _ in range(400):
+        m = int(rng.integers(2, 6))
+        share = -np.sort(-rng.dirichlet(np.ones(m)))
+        cost, floor = rng.uniform(0, 1, m), float(rng.uniform(0, 0.999))
+        found, best = token_price(cost, share, floor), cheapest_option(cost, share, floor)
+        assert found <= best + 1e-12
+        exact += found >= best - 1e-12
+        if m == 2:
+            assert found == pytest.approx(best, abs=1e-12)
+    assert exact >= 250
+
+
+@pytest.mark.parametrize("floor", [0.01, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("mean", [0.0, 0.7])
+def test_floors_per_token_keep_the_bound_close(floor, mean):
+    """Also those that bind nobody, and without a mean floor, where retention has no price."""
+    gaps = []
+    for seed in range(8):
+        shape = Shape(blocks=1, tokens=32, devices=4, top_k=2, columns=2)
+        instance = wo.Instance.from_arrays(**random_arrays(shape, seed))
+        found = wo.solve(wo.Problem(instance, min_retention=mean, min_token_retention=floor), "certified")
+        assert found.bound_kind == "certified"
+        gaps.append(found.gap)
+    assert np.median(gaps) <= 0.02
