@@ -24,7 +24,7 @@ from wdmoe_opt.benchmarks.agreement import tiny_problem
 from wdmoe_opt.benchmarks.certified import DOCUMENT
 
 BEGIN, END = (
-    "<!-- tiny: python -m wdmoe_opt.benchmarks.tiny --count 200 --time-limit 2 --write -->",
+    "<!-- tiny: python -m wdmoe_opt.benchmarks.tiny --count 2000 --time-limit 60 --write -->",
     "<!-- end of tiny -->",
 )
 #: Gap to which `exact` is to close, and rounding of exact prices.

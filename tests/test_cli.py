@@ -24,7 +24,7 @@ LOADS = "mixtral-8x7b-mmlu-load"
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user's shell would."""
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "COLUMNS": "120"} | variables
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "COLUMNS": "160"} | variables
     return subprocess.run(
         [sys.executable, "-m", "wdmoe_opt", *arguments],
         capture_output=True,

@@ -693,7 +693,9 @@ class Relaxation:
             quotes = [quote for quote in (best_quote, held, priced, start) if quote is not None]
             first = [self.ascend(quote, latency, max(steps // 4, 1)) for quote in quotes]
             best = max(first, key=lambda quote: self._keep(self.prove(quote)))
-            return self._keep(self.prove(self.ascend(best, latency, steps)))
+            if self._keep(self.prove(self.ascend(best, latency, steps))) == 0.0:
+                self._keep(self.prove(self.ascend(self.even_quote(latency), latency, steps)))
+            return 0.0 if self.best is None else self.best.bound
         known = self.each_alone(keep, latency, steps)
         self._keep(known)
         if self.dependent and not (known.deadline > 0).all():
@@ -855,6 +857,22 @@ class Relaxation:
         seconds = np.where(np.isfinite(link), link, 0.0)
         points = np.tile(bandwidth, (self.blocks, 1))
         second = np.where(np.isfinite(link), np.maximum(multipliers, least), 0.0)
+        return Quote(seconds * second, second, np.zeros(self.blocks), nu, points, latency)
+
+    def even_quote(self, latency: RealArray) -> Quote:
+        """Prices where nothing is known: a second is worth the same on all devices in reach."""
+        t = self.problem.tables
+        bandwidth = np.full(self.devices, max(t.total, 1.0) / self.devices)
+        radio = (t.bits_down, self.link.c_down, t.bits_up, self.link.c_up)
+        link = link_times(bandwidth[None, :], *radio) if self.free else self.link_time
+        near = np.isfinite(link)
+        second = near / np.maximum(near.sum(axis=1, keepdims=True), 1)
+        seconds = np.where(near, link, 0.0)
+        nu = np.zeros(second.shape)
+        if self.free:
+            served = latency[:, None] / np.maximum(seconds + self.compute_range[0], 1e-300)
+            nu = hertz_prices(second * served, bandwidth, t.bits_down, t.bits_up, self.link)
+        points = np.tile(bandwidth, (self.blocks, 1))
         return Quote(seconds * second, second, np.zeros(self.blocks), nu, points, latency)
 
     def each_alone(self, keep: NDArray[np.bool_], latency: RealArray, steps: int) -> Proof:
