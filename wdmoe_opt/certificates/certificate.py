@@ -172,7 +172,7 @@ class Certificate:
 
     def claims(self) -> list[tuple[str, str, float]]:
         """Place, form and bound of this certificate and of all its parts."""
-        found = [("", self.form, self.bound)]
+        found: list[tuple[str, str, float]] = [("", self.form, self.bound)]
         parts = [("floor", self.floor)] if self.floor is not None else []
         if self.tree is not None:
             leaves = sorted(self.tree.leaves.items())

@@ -207,7 +207,7 @@ def _count_bid(
             used[1, ids[c]] += bid + mu * share[c]
             kept[1, ids[c]] += share[c]
             picked[c] = 2
-    return bid * need
+    return float(bid * need)
 
 
 @compiled
