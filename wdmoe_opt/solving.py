@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from math import inf, isfinite
 from time import perf_counter
@@ -98,12 +99,40 @@ def solve(
         return _solve_auto(problem, control, options)
     info = find_solver(method)
     check_request(info, problem, options)
-    return _run(info, problem, control, options, started)
+    return run_solver(info, problem, control, options, started)
 
 
-def _run(
-    info: SolverInfo, problem: Problem, control: Control, options: dict[str, Any], started: float
+def run_solver(
+    info: SolverInfo,
+    problem: Problem,
+    control: Control,
+    options: Mapping[str, Any],
+    started: float | None = None,
+    optimal_within: float | None = None,
 ) -> Solution:
+    """Run a solver, registered or not, on a request that passed `check_request`.
+
+    Parameters
+    ----------
+    info : SolverInfo
+    problem : Problem
+    control : Control
+    options : mapping
+    started : float, s, optional
+        When preparing began, by `time.perf_counter`.
+    optimal_within : float, optional
+        Largest gap with which "optimal" is left standing; ``control.rel_gap`` if None.
+
+    Returns
+    -------
+    Solution
+        See `priced_solution`; termination "no-solution" with limit "memory" where memory ran out.
+
+    Raises
+    ------
+    WdmoeError
+        If the solver returns no `Point`, or a malformed one.
+    """
     began = perf_counter()
     try:
         point = info.run(problem, control, options)
@@ -112,8 +141,9 @@ def _run(
     found = perf_counter()
     if not isinstance(point, Point):
         raise WdmoeError(f"method {info.name!r} returned a {type(point).__name__}, not a Point")
-    timings = {"prepare": began - started, "solve": found - began}
-    return priced_solution(problem, point, info.name, timings, control.rel_gap)
+    timings = {"prepare": began - (began if started is None else started), "solve": found - began}
+    within = control.rel_gap if optimal_within is None else optimal_within
+    return priced_solution(problem, point, info.name, timings, within)
 
 
 def priced_solution(
@@ -235,7 +265,7 @@ def _solve_auto(problem: Problem, control: Control, options: dict[str, Any]) -> 
     if options:
         raise InputError(min(options), "cannot be set with method 'auto'; name a method")
     name, reason = pick_method(problem, control)
-    best = _run(find_solver(name), problem, control, {}, perf_counter())
+    best = run_solver(find_solver(name), problem, control, {})
     end = best.termination
     detail = f"auto took {name} ({reason}); {end.detail}"
     return replace(best, termination=Termination(end.reason, end.limit, detail))
