@@ -103,6 +103,16 @@ class BranchTree(ABC):
     def _choose(self, branch: Branch) -> Choice | None:
         """What to split a branch on; None if there is nothing."""
 
+    def _doubtful_pair(self, relaxation: Relaxation, branch: Branch, mean: RealArray) -> Choice | None:
+        """The open pair that the relaxation, which takes it with a share of `mean`, is least sure of."""
+        forced = np.stack([part.state > 0 for part in branch.parts])
+        free = (relaxation.ids >= 0) & ~forced
+        if not free.any():
+            return None
+        doubt = np.minimum(mean, 1 - mean) + 1e-3 * np.minimum(relaxation.share, 1.0)
+        i, j, c = np.unravel_index(int(np.where(free, doubt, -1.0).argmax()), doubt.shape)
+        return PAIR, (self._first + int(i), int(j), int(c)), 0.0
+
     # ------------------------------------------------------------------ growth
 
     @property

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from wdmoe_opt.certificates.tree import EXPERT, LOAD, PAIR
+from wdmoe_opt.certificates.tree import EXPERT, LOAD
 from wdmoe_opt.mean_relaxation import Answer, MeanRelaxation
 from wdmoe_opt.relaxation import Relaxation
 from wdmoe_opt.solvers.branching import Branch, BranchTree, Choice, contradiction
 from wdmoe_opt.solvers.certified import Group
-from wdmoe_opt.validation import RealArray
 
 #: Largest number of (token, expert) pairs of a group for which linear programs are quick enough.
 MOST_PAIRS = 6000
@@ -70,12 +69,12 @@ class MeanTree(BranchTree):
         relaxation = self.relaxation.restricted(branch.parts)
         answer: Answer | None = branch.notes
         if answer is None:
-            return self._open_pair(relaxation, branch, np.zeros(relaxation.ids.shape))
+            return self._doubtful_pair(relaxation, branch, np.zeros(relaxation.ids.shape))
         choices = [self._missed_load(answer), self._missed_expert(relaxation, answer)]
         score, choice = max(choices, key=lambda found: found[0])
         if score > MISSING * self.value:
             return choice
-        return self._open_pair(relaxation, branch, answer.mean) or choice
+        return self._doubtful_pair(relaxation, branch, answer.mean) or choice
 
     def _missed_load(self, answer: Answer) -> tuple[float, Choice | None]:
         """The device whose transfers the relaxation misses most of."""
@@ -98,13 +97,3 @@ class MeanTree(BranchTree):
         score = np.where(free, np.minimum(answer.awake, 1 - answer.awake) * cost, -1.0)
         i, e = np.unravel_index(int(score.argmax()), score.shape)
         return float(score[i, e]), (EXPERT, (self._first + int(i), int(e), -1), 0.0)
-
-    def _open_pair(self, relaxation: Relaxation, branch: Branch, mean: RealArray) -> Choice | None:
-        """The pair that is most in doubt."""
-        forced = np.stack([part.state > 0 for part in branch.parts])
-        free = (relaxation.ids >= 0) & ~forced
-        if not free.any():
-            return None
-        doubt = np.minimum(mean, 1 - mean) + 1e-3 * np.minimum(relaxation.share, 1.0)
-        i, j, c = np.unravel_index(int(np.where(free, doubt, -1.0).argmax()), doubt.shape)
-        return PAIR, (self._first + int(i), int(j), int(c)), 0.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from wdmoe_opt.certificates.tree import EXPERT, LOAD, PAIR
+from wdmoe_opt.certificates.tree import EXPERT, LOAD
 from wdmoe_opt.relaxation import Proof, Quote, Relaxation
 from wdmoe_opt.solvers.branching import Branch, BranchTree, Choice, contradiction
 from wdmoe_opt.validation import RealArray
@@ -127,7 +127,7 @@ class PriceTree(BranchTree):
         return (
             self._doubtful_expert(relaxation, branch)
             or self._doubtful_load(relaxation, branch)
-            or self._doubtful_pair(relaxation, branch)
+            or self._doubtful_pair(relaxation, branch, branch.notes.mean)
         )
 
     def _doubtful_expert(self, relaxation: Relaxation, branch: Branch) -> Choice | None:
@@ -158,14 +158,3 @@ class PriceTree(BranchTree):
         if doubt[i, k] <= DOUBT:
             return None
         return LOAD, (self._first + int(i), int(k), -1), float(cut[i, k])
-
-    def _doubtful_pair(self, relaxation: Relaxation, branch: Branch) -> Choice | None:
-        forced = np.stack([part.state > 0 for part in branch.parts])
-        free = (relaxation.ids >= 0) & ~forced
-        if not free.any():
-            return None
-        doubt = np.minimum(branch.notes.mean, 1 - branch.notes.mean) + 1e-3 * np.minimum(
-            relaxation.share, 1.0
-        )
-        i, j, c = np.unravel_index(int(np.where(free, doubt, -1.0).argmax()), doubt.shape)
-        return PAIR, (self._first + int(i), int(j), int(c)), 0.0
