@@ -45,7 +45,7 @@ def certified_loads(problem: Problem, control: Control) -> Point:
     value = sum(float(KnownLoads(problem, rows).latency(NONE).sum()) for rows in groups(problem))
     within = (value - bound) / value if value > 0 else 0.0
     done = within <= control.rel_gap
-    end = Termination("optimal" if done else "feasible-at-limit", "" if done else "rounding",
+    end = Termination("optimal" if done else "feasible-at-limit", "" if done else "relaxation",
                       f"certified within {within:.2e}")  # fmt: skip
     return Point(
         None, best.bandwidth, end, lower_bound=bound, bound_kind="claimed", kkt_residual=best.kkt_residual,
