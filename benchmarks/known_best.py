@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, cast, get_args
 
 from rich.console import Console
 from rich.progress import track
@@ -90,8 +90,8 @@ def problem_of(name: str) -> wo.Problem:
         return tiny_problem(int(name.removeprefix("tiny-")))
     instance, allocation = name.split()
     loaded = wo.load_instance(instance)
-    floors: dict[str, Any] = {} if loaded.loads is not None else {"min_retention": FLOOR}
-    return wo.Problem(loaded, allocation=allocation, **floors)  # type: ignore[arg-type]
+    floor = 0.0 if loaded.loads is not None else FLOOR
+    return wo.Problem(loaded, allocation=cast(Allocation, allocation), min_retention=floor)
 
 
 def known(name: str, time_limit: float = TIME_LIMIT) -> tuple[Line, ...]:

@@ -161,9 +161,9 @@ def solver_costs() -> list[dict[str, Any]]:
         ),
     ):
         plain = wo.solve(problem, "topk-uniform")
-        metric = seconds(lambda p=problem, s=plain: wo.evaluate(p, s.keep, s.bandwidth))  # type: ignore[misc]
+        metric = seconds(partial(wo.evaluate, problem, plain.keep, plain.bandwidth))
         for method in SOLVERS:
-            spent = seconds(lambda p=problem, m=method: wo.solve(p, m))  # type: ignore[misc]
+            spent = seconds(partial(wo.solve, problem, method))
             found.append(
                 {
                     "problem": name,
@@ -182,8 +182,8 @@ def bandwidth_costs() -> list[dict[str, Any]]:
     for name in ("deepseek-v2-lite-law#3", "mixtral-8x7b-mmlu-load:anatomy.3"):
         problem = wo.Problem(wo.load_instance(name))
         loads = demands(problem, problem.top_k_keep if problem.selectable else None)
-        rows = {"allocate": seconds(lambda p=problem, d=loads: allocate(p, *d))}  # type: ignore[misc]
-        rows["solve(method='topk')"] = seconds(lambda p=problem: wo.solve(p, "topk"))  # type: ignore[misc]
+        rows = {"allocate": seconds(partial(allocate, problem, *loads))}
+        rows["solve(method='topk')"] = seconds(partial(wo.solve, problem, "topk"))
         for method in BANDWIDTH_PEERS:
             info = find_solver(method)
             if info.availability():

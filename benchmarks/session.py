@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -76,9 +77,13 @@ def single_block(tokens: int, rel_gap: float) -> dict[str, Any]:
     ):  # fmt: skip
         session = wo.Session(problem, rel_gap=rel_gap, certify=certify)
         session.solve()
-        time, gap = measured(lambda change, s=session: s.solve(**change), changes(problem, what))  # type: ignore[misc]
+        time, gap = measured(partial(_update, session), changes(problem, what))
         row |= {f"{name}_ms": time * 1e3, f"{name}_gap": gap, f"{name}_part": time / whole}
     return row
+
+
+def _update(session: wo.Session, change: dict[str, Any]) -> wo.SessionResult:
+    return session.solve(**change)
 
 
 def forward_pass() -> dict[str, Any]:
