@@ -5,7 +5,8 @@ the bandwidth b. At the optimum, with rho_k(b) the transfers per second of a dev
 
     n_ik + rho_ik A_ik <= (T_i - l_k) rho_ik(b_k)     every device is ready by the deadline, and
                                                       has a price p_ik > 0 only if it just so is
-    retention_i = rho J                               the floor is used up
+    retention_i = rho J                               the floor is used up; left out
+                                                      where it binds nobody
     sum_k p_ik rho_ik = 1                             a second of the block is worth a second
     sum_i p_ik M_ik rho'_ik = nu                      a hertz is worth the same everywhere
     sum_k b_k = B
