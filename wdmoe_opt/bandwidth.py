@@ -97,26 +97,19 @@ def allocate(problem: Problem, transfers: RealArray, busy: RealArray) -> Bandwid
     t = problem.tables
     if problem.allocation == "fixed":
         return BandwidthAllocation(problem.fixed_bandwidth, float("nan"))
-    link = (t.bits_down, t.c_down, t.bits_up, t.c_up, t.low, t.high, t.total)
-    if problem.allocation == "shared":
-        shared = np.empty(t.low.size)
-        _, residual = shared_bandwidth(transfers, busy, *link, shared)
-        return BandwidthAllocation(shared, residual)
     blocks, devices = transfers.shape
+    if problem.allocation == "shared" and blocks > 1:
+        shared = np.empty(devices)
+        _, residual = shared_bandwidth(
+            transfers, busy, t.bits_down, t.c_down, t.bits_up, t.c_up, t.low, t.high, t.total, shared
+        )
+        return BandwidthAllocation(shared, residual)
     rows = np.empty((blocks, devices))
     residual = 0.0
     for i in range(blocks):
         _, gap = block_bandwidth(
-            transfers[i],
-            busy[i],
-            t.bits_down,
-            t.c_down[i],
-            t.bits_up,
-            t.c_up[i],
-            t.low,
-            t.high,
-            t.total,
+            transfers[i], busy[i], t.bits_down, t.c_down[i], t.bits_up, t.c_up[i], t.low, t.high, t.total,
             rows[i],
-        )
+        )  # fmt: skip
         residual = max(residual, gap)
-    return BandwidthAllocation(rows, residual)
+    return BandwidthAllocation(rows if problem.allocation == "per-block" else rows[0], residual)
