@@ -375,10 +375,14 @@ def _grid(problem: Problem, points: int) -> RealArray:
 
 
 def _policies(problem: Problem, policies: Sequence[str]) -> list[Solution]:
-    if isinstance(policies, str):
+    try:
+        names = None if isinstance(policies, str) else list(policies)
+    except TypeError:
+        names = None
+    if names is None:
         raise InputError("policies", "must be a sequence of method names", value=policies)
-    found = [solve(problem, name) for name in policies]
-    for name, solution in zip(policies, found, strict=True):
+    found = [solve(problem, name) for name in names]
+    for name, solution in zip(names, found, strict=True):
         if not solution.has_point:
             raise InputError("policies", f"found no point: {solution.termination.detail}", value=name)
     return found

@@ -42,13 +42,13 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
+from wdmoe_opt.archive import as_path, read_toml
 from wdmoe_opt.benchmarks.suites.generators import GENERATORS
 from wdmoe_opt.benchmarks.suites.suite import Case, Contestant, Job, Kind, Suite
 from wdmoe_opt.errors import InputError, InstanceFileError, UnknownNameError
@@ -83,7 +83,7 @@ def load_suite(name: str | Path) -> Suite:
         If the file cannot be read or breaks a rule; the message names file, entry, value and rule.
     """
     if str(name).endswith(".toml"):
-        return read_suite(Path(name))
+        return read_suite(as_path(name))
     if name not in suite_names():
         raise UnknownNameError("suite", str(name), [*suite_names(), "PATH.toml"])
     return read_suite(FOLDER / f"{name}.toml")
@@ -91,12 +91,7 @@ def load_suite(name: str | Path) -> Suite:
 
 def read_suite(path: Path) -> Suite:
     """Read and check one TOML file."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InstanceFileError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InstanceFileError(f"{path}: not valid TOML ({' '.join(str(error).split())})") from None
+    content = read_toml(path)
     try:
         return _suite(content)
     except InputError as error:
