@@ -376,15 +376,16 @@ def _grid(problem: Problem, points: int) -> RealArray:
 
 def _policies(problem: Problem, policies: Sequence[str]) -> list[Solution]:
     try:
-        names = None if isinstance(policies, str) else list(policies)
+        if isinstance(policies, str):
+            raise TypeError
+        names = iter(policies)
     except TypeError:
-        names = None
-    if names is None:
-        raise InputError("policies", "must be a sequence of method names", value=policies)
-    found = [solve(problem, name) for name in names]
-    for name, solution in zip(names, found, strict=True):
-        if not solution.has_point:
-            raise InputError("policies", f"found no point: {solution.termination.detail}", value=name)
+        raise InputError("policies", "must be a sequence of method names", value=policies) from None
+    found = []
+    for name in names:
+        found.append(solve(problem, name))
+        if not found[-1].has_point:
+            raise InputError("policies", f"found no point: {found[-1].termination.detail}", value=name)
     return found
 
 

@@ -110,17 +110,17 @@ def _suite(content: Mapping[str, Any]) -> Suite:
         _contestant(f"contestants[{n}]", entry, defaults)
         for n, entry in enumerate(_entries("contestants", content))
     )
-    cases = tuple(
-        case
-        for n, entry in enumerate(_entries("cases", content))
-        for case in _cases(f"cases[{n}]", entry, request)
-    )
+    cases: list[Case] = []
+    for n, entry in enumerate(_entries("cases", content)):
+        cases += _cases(f"cases[{n}]", entry, request, MOST_CASES - len(cases))
     _refuse_twins("contestants", [c.label for c in contestants])
     _refuse_twins("cases", [c.name for c in cases])
-    _refuse_strangers(contestants, cases)
+    _refuse_strangers(contestants, tuple(cases))
     seeds = whole("seeds", content.get("seeds", 1), 1, 10_000, "must be 1 to 10000")
     workers = whole("workers", content.get("workers", 1), 1, 1024, "must be 1 to 1024")
-    return Suite(name, _text("summary", content.get("summary", name)), cases, contestants, seeds, workers)
+    return Suite(
+        name, _text("summary", content.get("summary", name)), tuple(cases), contestants, seeds, workers
+    )
 
 
 def _contestant(where: str, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Contestant:
@@ -149,7 +149,7 @@ def _contestant(where: str, entry: Mapping[str, Any], defaults: Mapping[str, Any
     return Contestant(**found)
 
 
-def _cases(where: str, entry: Mapping[str, Any], request: Mapping[str, Any]) -> Iterator[Case]:
+def _cases(where: str, entry: Mapping[str, Any], request: Mapping[str, Any], most: int) -> Iterator[Case]:
     """All cases of one entry, one for every combination of ``each``."""
     _refuse_unknown(where, entry, _CASE)
     each = _table(f"{where}.each", entry.get("each", {}))
@@ -158,7 +158,7 @@ def _cases(where: str, entry: Mapping[str, Any], request: Mapping[str, Any]) -> 
             raise InputError(
                 f"{where}.each.{key}", "must be a list of values, not named 'seed'", value=values
             )
-    if math.prod(len(values) for values in each.values()) > MOST_CASES:
+    if math.prod(len(values) for values in each.values()) > most:
         raise InputError(f"{where}.each", f"makes more than {MOST_CASES} cases")
     bare = {key: value for key, value in entry.items() if key != "each"}
     for combination in product(*each.values()):
