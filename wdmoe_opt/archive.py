@@ -46,7 +46,7 @@ _ENCRYPTED = 1
 #: How deep JSON values may be nested: far more than any file needs, far less than Python's stack.
 DEPTH = 100
 #: Bytes unpacked at once: some compressions unpack whatever they are fed, however much comes out.
-_PIECE = 1 << 16
+_PIECE = 4096
 _UNREADABLE = (
     OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, TypeError,
     OverflowError, LookupError, MemoryError, struct.error,

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile.table import NOT_FINITE, NOT_NUMBERS, NOT_WHOLE, Nameless, nested, refused, rows
 from test_instance import COMMON, FORMS, good, loads, measured
 
 import wdmoe_opt as wo
+from hostile.table import NOT_FINITE, NOT_NUMBERS, NOT_WHOLE, Nameless, nested, refused, rows
 
 MADE = {"loads": loads, "token_time_link": measured}
 FIELDS = [name for name in wo.Instance.ARRAY_FIELDS if name != "top_k"]

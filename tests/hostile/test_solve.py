@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile.table import NOT_FINITE, NOT_NUMBERS, NOT_WHOLE, Nameless, nested, refused, rows
 from test_instance import good
 
 import wdmoe_opt as wo
+from hostile.table import NOT_FINITE, NOT_NUMBERS, NOT_WHOLE, Nameless, nested, refused, rows
 from wdmoe_opt.benchmarks.runner.plugins import load_plugins
 
 PROBLEM = wo.Problem(wo.Instance.from_arrays(**good()), min_retention=0.5)
