@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the loaders, needs atheris (extra ``fuzz``).
 
-``python tests/fuzz/fuzz.py TARGET [SECONDS] [FOLDER]`` starts from the corpus of a target (``all``: of each in
-turn, for so many seconds altogether) and ends with an error at the first input that is neither taken nor
+``python tests/fuzz/fuzz.py TARGET [SECONDS] [FOLDER]`` starts from the corpus of a target (``all``: of each
+in turn, for so many seconds altogether) and ends with an error at the first input that is neither taken nor
 refused; the input is left in FOLDER, by default ``fuzz-findings``, and belongs into the corpus once mended.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 #: Modules whose branches guide the fuzzer. Kernels are not among them: Numba compiles their bytecode.
 WATCHED = [
-    "wdmoe_opt.archive", "wdmoe_opt.files", "wdmoe_opt.instance", "wdmoe_opt.problem", "wdmoe_opt.solution_file",
-    "wdmoe_opt.validation", "wdmoe_opt.certificates.certificate", "wdmoe_opt.certificates.tree",
-    "wdmoe_opt.instances", "wdmoe_opt.benchmarks.suites", "zipfile", "tomllib", "json",
+    "wdmoe_opt.archive", "wdmoe_opt.files", "wdmoe_opt.instance", "wdmoe_opt.problem",
+    "wdmoe_opt.solution_file", "wdmoe_opt.validation", "wdmoe_opt.certificates.certificate",
+    "wdmoe_opt.certificates.tree", "wdmoe_opt.instances", "wdmoe_opt.benchmarks.suites", "zipfile", "tomllib", "json",
 ]  # fmt: skip
 #: Longest input, in bytes, and runs at most.
 LENGTH, RUNS = 16_384, 1_000_000

@@ -1,4 +1,4 @@
-"""Good inputs of every target, as the fuzzer's starting points: ``python tests/fuzz/seeds.py`` writes them."""
+"""Good inputs of every target, where the fuzzer starts: ``python tests/fuzz/seeds.py`` writes them."""
 
 from __future__ import annotations
 
