@@ -56,7 +56,7 @@ _MANY_DOTS = re.compile(rf"(?<![\w-])(?:{_KEY_PART}){{{DEPTH}}}")
 #: Headers of members, exactly as numpy writes them: nothing in a file is evaluated.
 _HEADER = re.compile(
     rb"\{'descr': '([<>|=]?[A-Za-z][0-9]{0,4})', 'fortran_order': (True|False), "
-    rb"'shape': \(((?:[0-9]{1,18},? ?)*)\), \} *\n"
+    rb"'shape': \((|[0-9]{1,18},|[0-9]{1,18}(?:, [0-9]{1,18})+)\), \} *\n"
 )
 
 

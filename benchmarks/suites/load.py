@@ -82,10 +82,11 @@ def load_suite(name: str | Path) -> Suite:
     InstanceFileError
         If the file cannot be read or breaks a rule; the message names file, entry, value and rule.
     """
-    if str(name).endswith(".toml"):
+    if isinstance(name, (str, Path)) and str(name).endswith(".toml"):
         return read_suite(as_path(name))
-    if name not in suite_names():
-        raise UnknownNameError("suite", str(name), [*suite_names(), "PATH.toml"])
+    if not isinstance(name, str) or name not in suite_names():
+        given = str(name) if isinstance(name, Path) else name
+        raise UnknownNameError("suite", given, [*suite_names(), "PATH.toml"])
     return read_suite(FOLDER / f"{name}.toml")
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 #: Modules whose branches guide the fuzzer. Kernels are not among them: Numba compiles their bytecode.
 WATCHED = [
-    "wdmoe_opt.archive", "wdmoe_opt.files", "wdmoe_opt.instance", "wdmoe_opt.problem",
-    "wdmoe_opt.solution_file", "wdmoe_opt.validation", "wdmoe_opt.certificates.certificate",
-    "wdmoe_opt.certificates.tree", "wdmoe_opt.instances", "wdmoe_opt.benchmarks.suites", "zipfile", "tomllib", "json",
+    *(f"wdmoe_opt.{name}" for name in ("archive", "files", "instance", "problem", "solution_file", "validation")),
+    "wdmoe_opt.certificates.certificate", "wdmoe_opt.certificates.tree", "wdmoe_opt.instances",
+    "wdmoe_opt.benchmarks.suites", "zipfile", "tomllib", "json",
 ]  # fmt: skip
 #: Longest input, in bytes, and runs at most.
 LENGTH, RUNS = 16_384, 1_000_000

@@ -299,7 +299,7 @@ SCENARIOS: dict[str, tuple[str, str]] = {
     "bits infinite": ("[routing]\nfamily = 'gpt-oss-20b-decode'\n[payload]\nbits_per_value = inf", "bits_per_value = inf: must be finite"),
     "bits huge": ("[routing]\nfamily = 'gpt-oss-20b-decode'\n[payload]\nbits_per_value = 1e308", "bits(_down)? = inf: must be finite"),
     "state late": ("[routing]\nfamily = 'gpt-oss-20b-decode'\n[channel]\nstate = 100000", "state = 100000: must be 0 to 99999"),
-    "distances of text": ("[routing]\nfamily = 'gpt-oss-20b-decode'\n[channel]\ndistances_m = ['far']", "distances_m: must hold real numbers, got dtype <U3"),
+    "distances of text": ("[routing]\nfamily = 'gpt-oss-20b-decode'\n[channel]\ndistances_m = ['far', 'far', 'far', 'far', 'far', 'far', 'far', 'far']", "distances_m: must hold real numbers, got dtype <U3"),
     "gains of text": ("[routing]\nfamily = 'gpt-oss-20b-decode'\n[channel]\ntoken_time_link = 'x'", "token_time_link: must hold real numbers, got dtype <U1"),
     "hosts elsewhere": (f"[routing]\nfamily = 'gpt-oss-20b-decode'\n[placement]\nexpert_device = {[99] * 32}", r"expert_device\[0\] = 99: must name a device, 0 to 7"),
     "boards none": ("[routing]\nfamily = 'gpt-oss-20b-decode'\n[fleet]\nboards = []", r"fleet.boards = \[\]: must be a list of profile names or profile files"),
