@@ -14,7 +14,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 #: Modules whose branches guide the fuzzer. Kernels are not among them: Numba compiles their bytecode.
 WATCHED = [
-    *(f"wdmoe_opt.{name}" for name in ("archive", "files", "instance", "problem", "solution_file", "validation")),
+    *(f"wdmoe_opt.{name}" for name in ("archive", "files", "instance", "problem", "validation")),
+    "wdmoe_opt.solution_file",
     "wdmoe_opt.certificates.certificate", "wdmoe_opt.certificates.tree", "wdmoe_opt.instances",
     "wdmoe_opt.benchmarks.suites", "zipfile", "tomllib", "json",
 ]  # fmt: skip

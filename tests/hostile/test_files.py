@@ -30,7 +30,7 @@ from wdmoe_opt.instances.devices import DeviceProfile, load_profile
 from wdmoe_opt.instances.load_file import LoadFile
 from wdmoe_opt.instances.profiling.fit import load_measurement, write_profile
 from wdmoe_opt.instances.routing_file import RoutingFile
-from wdmoe_opt.instances.scenario import read_scenario
+from wdmoe_opt.instances.scenario import build_scenario
 from wdmoe_opt.instances.token_types import TokenTypes
 from wdmoe_opt.instances.validate import validate_file
 
@@ -42,8 +42,8 @@ ARCHIVES = [
     TokenTypes.load,
     validate_file,
 ]
-JSONS = [wo.Instance.load, read_scenario, DeviceProfile.from_file, load_measurement, validate_file]
-TOMLS = [read_scenario, load_suite, validate_file]
+JSONS = [wo.Instance.load, build_scenario, DeviceProfile.from_file, load_measurement, validate_file]
+TOMLS = [build_scenario, load_suite, validate_file]
 READERS = {".npz": ARCHIVES, ".json": JSONS, ".toml": TOMLS}
 ALL = [
     pytest.param(ending, load, id=f"{load.__qualname__} {ending}")
@@ -110,7 +110,7 @@ def test_bytes_that_are_no_such_file(
     text = str(caught.value)
     assert len(text.splitlines()) == 1
     assert len(text) < 1000
-    if load is not DeviceProfile.from_file:  # what breaks a rule of profiles names the field
+    if load != DeviceProfile.from_file:  # what breaks a rule of profiles names the field
         assert isinstance(caught.value, wo.InstanceFileError)
         assert text.startswith(f"{path}: ")
 
