@@ -19,6 +19,7 @@ import tempfile
 import tomllib
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,9 +247,8 @@ def parse_json(text: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise ValueError(f"key {twice!r} stands twice")
+            counts = Counter(key for key, _ in pairs)
+            raise ValueError(f"key {counts.most_common(1)[0][0]!r} stands twice")
         return made
 
     value = json.loads(text, parse_constant=refuse, object_pairs_hook=once)
@@ -352,16 +352,16 @@ def regular_file(path: Any, limit: int = SIZE_LIMIT) -> Path:
     ArchiveError
         If it is missing, of another kind, or larger than ``limit`` bytes.
     """
-    path = as_path(path)
+    file: Path = as_path(path)
     try:
-        found = path.stat()
+        found = file.stat()
     except OSError as error:
-        raise ArchiveError(path, f"cannot be read ({error.strerror})") from None
+        raise ArchiveError(file, f"cannot be read ({error.strerror})") from None
     if not stat.S_ISREG(found.st_mode):
-        raise ArchiveError(path, "cannot be read (not a regular file)")
+        raise ArchiveError(file, "cannot be read (not a regular file)")
     if found.st_size > limit:
-        raise ArchiveError(path, f"{found.st_size} bytes, over the limit of {limit}")
-    return path
+        raise ArchiveError(file, f"{found.st_size} bytes, over the limit of {limit}")
+    return file
 
 
 def read_text(path: Any, limit: int = SIZE_LIMIT) -> str:
@@ -372,15 +372,15 @@ def read_text(path: Any, limit: int = SIZE_LIMIT) -> str:
     ArchiveError
         If it cannot be read or is something else.
     """
-    path = regular_file(path, limit)
+    file = regular_file(path, limit)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ArchiveError(path, f"not UTF-8 text ({error.reason})") from None
+        raise ArchiveError(file, f"not UTF-8 text ({error.reason})") from None
     except OSError as error:
-        raise ArchiveError(path, f"cannot be read ({error.strerror})") from None
+        raise ArchiveError(file, f"cannot be read ({error.strerror})") from None
     except MemoryError:
-        raise ArchiveError(path, "cannot be read (out of memory)") from None
+        raise ArchiveError(file, "cannot be read (out of memory)") from None
 
 
 def read_toml(path: Any) -> dict[str, Any]:
@@ -564,4 +564,5 @@ def _read_array(path: str | Path, archive: zipfile.ZipFile, name: str, rule: Arr
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if stream.tell() + size != member.file_size:
             raise ArchiveError(path, f"{member.filename}: size does not match its shape {shape}")
-        return freeze(np.frombuffer(_unpacked(stream), dtype=dtype).reshape(shape))
+        array: NDArray[Any] = np.frombuffer(_unpacked(stream), dtype=dtype).reshape(shape)
+        return freeze(array)

@@ -732,8 +732,9 @@ def _check_template(problem: Problem) -> None:
 
 def _as_array(value: ArrayLike) -> NDArray[Any] | None:
     """An array as it is, or None where the checks of `validation` have to look at the value first."""
-    plain = type(value) is np.ndarray and value.dtype.itemsize <= 8
-    return value if plain else None  # type: ignore[return-value]
+    if type(value) is np.ndarray and value.dtype.itemsize <= 8:
+        return value
+    return None
 
 
 def _read_only(array: Any) -> Any:
