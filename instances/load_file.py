@@ -12,6 +12,7 @@ An archive of one array and its manifest:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 
 from wdmoe_opt.archive import LZMA, ArchiveError, ArrayRule, Layout, read_archive, write_archive
 from wdmoe_opt.errors import InputError, UnknownNameError
-from wdmoe_opt.instances.routing_file import checked_source
+from wdmoe_opt.instances.routing_file import check_list, check_parts, checked_source
 from wdmoe_opt.validation import IntArray, freeze, refuse_where, whole
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ class LoadFile:
         refuse_where("loads", totals != totals[:, :, :1], totals, "blocks of a prompt must have equal totals")
         manifest = checked_source(self.manifest)
         for key, axis in (("parts", 0), ("layers", 2)):
-            if len(manifest.get(key, ())) != loads.shape[axis]:
-                raise InputError(f"manifest.{key}", f"must name {loads.shape[axis]} as loads has")
+            check_list(manifest, key, loads.shape[axis], "loads")
+        check_parts(manifest)
         top_k = whole("manifest.top_k", manifest.get("top_k"), 1, loads.shape[3], "must be 1 to experts")
         refuse_where("loads", totals % top_k != 0, totals, f"totals must be multiples of top_k = {top_k}")
         object.__setattr__(self, "loads", freeze(np.array(loads, order="C")))
@@ -113,7 +114,7 @@ class LoadFile:
         index = self.parts.index(name)
         if not dot:
             return index, slice(None)
-        if not number.isdecimal() or int(number) >= self.prompts:
+        if not re.fullmatch("[0-9]{1,18}", number) or int(number) >= self.prompts:
             raise InputError("part", f"prompt must be 0 to {self.prompts - 1}", value=part)
         return index, slice(int(number), int(number) + 1)
 

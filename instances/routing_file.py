@@ -328,3 +328,18 @@ def checked_source(manifest: Mapping[str, Any]) -> dict[str, Any]:
         if key not in manifest:
             raise InputError("manifest", f"has no {key!r} (None where it is not known)")
     return json_copy(manifest)
+
+
+def check_list(manifest: Mapping[str, Any], key: str, count: int, array: str) -> None:
+    """Raise unless a key of a manifest is a list of so many, as an array has."""
+    if not isinstance(manifest.get(key), list) or len(manifest[key]) != count:
+        raise InputError(f"manifest.{key}", f"must name {count} as {array} has")
+
+
+def check_parts(manifest: Mapping[str, Any]) -> None:
+    """Raise unless ``parts`` of a manifest are texts, each once."""
+    parts = manifest.get("parts")
+    if not isinstance(parts, list) or not all(isinstance(part, str) and part for part in parts):
+        raise InputError("manifest.parts", "must be a list of texts", value=parts)
+    if len(set(parts)) < len(parts):
+        raise InputError("manifest.parts", "must name each part once", value=parts)

@@ -49,9 +49,7 @@ relative to the file::
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -60,6 +58,7 @@ from typing import Any
 import numpy as np
 
 from wdmoe_opt import units
+from wdmoe_opt.archive import as_path, read_json, read_toml
 from wdmoe_opt.errors import InputError, InstanceFileError, UnknownNameError
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.instances.channels import CELL_PARAMETERS, CHANNEL_SEED, CHANNELS, ChannelState, channel_states
@@ -393,7 +392,7 @@ def read_scenario(path: str | Path) -> Scenario:
     InstanceFileError
         Naming file, table, key and rule.
     """
-    path = Path(path)
+    path = as_path(path)
     content = _read_content(path)
     try:
         return _scenario_of(content, path)
@@ -427,17 +426,7 @@ def _read_content(path: Path) -> Any:
         raise InstanceFileError(f"{path}: must have a name before its ending")
     if path.suffix not in ENDINGS:
         raise InstanceFileError(f"{path}: the name of a scenario must end in .toml or .json")
-    try:
-        if path.stat().st_size > SCENARIO_LIMIT:
-            raise InstanceFileError(f"{path}: over the limit of {SCENARIO_LIMIT} bytes for a scenario")
-        # Some editors write a byte order mark, which neither format has.
-        text = path.read_text(encoding="utf-8-sig")
-        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise InstanceFileError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        kind = "TOML" if path.suffix == ".toml" else "JSON"
-        raise InstanceFileError(f"{path}: not valid {kind} ({' '.join(str(error).split())})") from None
+    return read_toml(path) if path.suffix == ".toml" else read_json(path, SCENARIO_LIMIT)
 
 
 def _scenario_of(content: Any, path: Path) -> Scenario:

@@ -23,7 +23,13 @@ import numpy as np
 
 from wdmoe_opt.archive import LZMA, ArchiveError, ArrayRule, Layout, read_archive, write_archive
 from wdmoe_opt.errors import InputError, UnknownNameError
-from wdmoe_opt.instances.routing_file import RoutingFile, checked_source, rank_candidates
+from wdmoe_opt.instances.routing_file import (
+    RoutingFile,
+    check_list,
+    check_parts,
+    checked_source,
+    rank_candidates,
+)
 from wdmoe_opt.validation import IntArray, RealArray, freeze, refuse_where, require_shape, whole
 
 if TYPE_CHECKING:
@@ -72,10 +78,10 @@ class TokenTypes:
         refuse_where("counts", over, counts, "an expert is chosen at most once per occurrence")
         for name in ("domain", "token_id"):
             require_shape(name, np.asarray(getattr(self, name)), counts.shape[1:2], "(types,)")
-        parts = len(manifest.get("parts", ()))
+        check_parts(manifest)
+        parts = len(manifest["parts"])
         refuse_where("domain", np.asarray(self.domain) >= parts, self.domain, f"must be below {parts} parts")
-        if len(manifest.get("layers", ())) != counts.shape[0]:
-            raise InputError("manifest.layers", f"must name {counts.shape[0]} as counts has")
+        check_list(manifest, "layers", counts.shape[0], "counts")
         for name in LAYOUT.arrays:
             object.__setattr__(self, name, freeze(np.array(getattr(self, name), order="C")))
         object.__setattr__(self, "manifest", MappingProxyType(manifest))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from wdmoe_opt.archive import ArchiveError, peek_manifest
+from wdmoe_opt.archive import ArchiveError, as_path, peek_manifest, read_json
 from wdmoe_opt.errors import InputError, InstanceFileError
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.instances.devices import DeviceProfile
@@ -42,7 +41,7 @@ def validate_file(path: str | Path) -> dict[str, Any]:
     InstanceFileError
         Naming file and rule.
     """
-    path = Path(path)
+    path = as_path(path)
     kind, stored = _kind(path)
     try:
         found = _reader(kind)(path)
@@ -94,12 +93,7 @@ def _kind(path: Path) -> tuple[str, str | None]:
         return "scenario", None
     if path.suffix != ".json":
         raise ArchiveError(path, "the name must end in .npz, .json or .toml")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ArchiveError(path, f"cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise ArchiveError(path, f"not valid JSON ({error})") from None
+    content = read_json(path)
     keys = content.keys() if isinstance(content, dict) else ()
     if "routing" in keys:
         return "scenario", None

@@ -10,11 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import math
 import os
+import re
+import stat
+import struct
 import tempfile
-import tokenize
+import tomllib
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +29,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from wdmoe_opt.errors import InputError, InstanceFileError
+from wdmoe_opt.validation import freeze
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,15 +38,27 @@ MANIFEST = "manifest.json"
 #: Largest declared size of all members together, in bytes: a guard against archives that explode.
 SIZE_LIMIT = 4 * 2**30
 MANIFEST_LIMIT = 16 * 2**20
+TOML_LIMIT = 4 * 2**20
 DEFLATED, LZMA = zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA
 
 _COMPRESSIONS = (zipfile.ZIP_STORED, DEFLATED, LZMA)
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 _ENCRYPTED = 1
+#: How deep JSON values may be nested: far more than any file needs, far less than Python's stack.
+DEPTH = 100
+#: Bytes unpacked at once: some compressions unpack whatever they are fed, however much comes out.
+_PIECE = 4096
 _UNREADABLE = (
     OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, TypeError,
-    SyntaxError, tokenize.TokenError,
+    OverflowError, LookupError, MemoryError, struct.error,
 )  # fmt: skip
+_KEY_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*"""
+_MANY_DOTS = re.compile(rf"(?<![\w-])(?:{_KEY_PART}){{{DEPTH}}}")
+#: Headers of members, exactly as numpy writes them: nothing in a file is evaluated.
+_HEADER = re.compile(
+    rb"\{'descr': '([<>|=]?[A-Za-z][0-9]{0,4})', 'fortran_order': (True|False), "
+    rb"'shape': \((|[0-9]{1,18},|[0-9]{1,18}(?:, [0-9]{1,18})+)\), \} *\n"
+)
 
 
 class ArchiveError(InstanceFileError):
@@ -159,7 +177,7 @@ def write_archive(
     InputError
         If the manifest holds anything but JSON values, or pieces do not fill their shape.
     """
-    path = Path(path)
+    path = as_path(path)
     full = {**json_copy(manifest), **layout.header()}
     full.pop("content_hash", None)
 
@@ -218,12 +236,33 @@ def json_copy(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """Value of a JSON text; a NaN or an infinity, which Python's reader takes, is refused by ValueError."""
+    """Value of a JSON text, by ValueError refused where Python's own reader is too lenient.
+
+    That is NaN and infinities, a key that stands twice in an object, and what is nested deeper than `DEPTH`.
+    """
 
     def refuse(word: str) -> Any:
         raise ValueError(f"{word} is not a JSON value")
 
-    return json.loads(text, parse_constant=refuse)
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            raise ValueError(f"key {counts.most_common(1)[0][0]!r} stands twice")
+        return made
+
+    value = json.loads(text, parse_constant=refuse, object_pairs_hook=once)
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any, left: int = DEPTH) -> None:
+    """Raise ValueError where dicts and lists are nested deeper than ``left``."""
+    if not left:
+        raise ValueError(f"nested deeper than {DEPTH}")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(inner, (dict, list)):
+            check_depth(inner, left - 1)
 
 
 def encode_json(value: Mapping[str, Any]) -> bytes:
@@ -288,6 +327,96 @@ def _member(name: str, compression: int) -> zipfile.ZipInfo:
 # ---------------------------------------------------------------------- reading
 
 
+def as_path(path: Any) -> Path:
+    """Path of a file name.
+
+    Raises
+    ------
+    InputError
+        If it is none: of another type, with a null character, or with half a surrogate pair.
+    """
+    try:
+        made = Path(path)
+        if b"\0" not in os.fsencode(made):
+            return made
+    except (TypeError, ValueError):
+        pass
+    raise InputError("path", "must be a text or a Path that can name a file", value=path)
+
+
+def regular_file(path: Any, limit: int = SIZE_LIMIT) -> Path:
+    """Path of a file that is there and is not endless: no folder, no pipe and no device.
+
+    Raises
+    ------
+    ArchiveError
+        If it is missing, of another kind, or larger than ``limit`` bytes.
+    """
+    file: Path = as_path(path)
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise ArchiveError(file, f"cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ArchiveError(file, "cannot be read (not a regular file)")
+    if found.st_size > limit:
+        raise ArchiveError(file, f"{found.st_size} bytes, over the limit of {limit}")
+    return file
+
+
+def read_text(path: Any, limit: int = SIZE_LIMIT) -> str:
+    """UTF-8 text of a file; a byte order mark, which some editors write, is left out.
+
+    Raises
+    ------
+    ArchiveError
+        If it cannot be read or is something else.
+    """
+    file = regular_file(path, limit)
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ArchiveError(file, f"not UTF-8 text ({error.reason})") from None
+    except OSError as error:
+        raise ArchiveError(file, f"cannot be read ({error.strerror})") from None
+    except MemoryError:
+        raise ArchiveError(file, "cannot be read (out of memory)") from None
+
+
+def read_toml(path: Any) -> dict[str, Any]:
+    """Tables of a TOML file.
+
+    Raises
+    ------
+    ArchiveError
+        If it cannot be read or is no TOML.
+    """
+    text = read_text(path, TOML_LIMIT)
+    try:
+        if _MANY_DOTS.search(text) is not None:  # Python's reader takes the square of their number
+            raise ValueError(f"a key with more than {DEPTH} parts")
+        value = tomllib.loads(text)
+        check_depth(value)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ArchiveError(path, f"not valid TOML ({_reason(error)})") from None
+    return value
+
+
+def read_json(path: Any, limit: int = SIZE_LIMIT) -> Any:
+    """Value of a JSON file.
+
+    Raises
+    ------
+    ArchiveError
+        If it cannot be read or is no JSON.
+    """
+    text = read_text(path, limit)
+    try:
+        return parse_json(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ArchiveError(path, f"not valid JSON ({_reason(error)})") from None
+
+
 def read_archive(
     path: str | Path, layout: Layout, *, limit: int = SIZE_LIMIT
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -305,6 +434,7 @@ def read_archive(
     ArchiveError
         If the file is missing, cut short, too large, or breaks a rule.
     """
+    path = regular_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _read_manifest(path, archive)
@@ -326,6 +456,7 @@ def peek_manifest(path: str | Path) -> dict[str, Any]:
     ArchiveError
         If there is no readable manifest.
     """
+    path = regular_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _read_manifest(path, archive)
@@ -348,7 +479,8 @@ def _read_manifest(path: str | Path, archive: zipfile.ZipFile) -> Any:
         raise ArchiveError(path, f"must hold one {MANIFEST}, holds {len(found)}")
     _check_packing(path, found[0])
     _check_size(path, found[0].file_size, MANIFEST_LIMIT, f"{MANIFEST}: ")
-    manifest = parse_json(archive.read(found[0]).decode("utf-8"))
+    with archive.open(found[0]) as stream:
+        manifest = parse_json(_unpacked(stream).decode("utf-8"))
     if isinstance(manifest, dict):
         encode_json(manifest)
     return manifest
@@ -403,19 +535,34 @@ def _check_size(path: str | Path, size: int, limit: int, what: str) -> None:
         raise ArchiveError(path, f"{what}{size} bytes, over the limit of {limit}")
 
 
+def _unpacked(stream: IO[bytes]) -> bytearray:
+    """Rest of a member, taken piece by piece: never much more than the size that it declares."""
+    found = bytearray()
+    while piece := stream.read(_PIECE):
+        found += piece
+    return found
+
+
+def _read_header(stream: IO[bytes]) -> tuple[str, bool, tuple[int, ...]]:
+    """Type, whether in Fortran order, and shape of an array, from the start of its member."""
+    header = stream.read(int.from_bytes(stream.read(2), "little"))
+    match = _HEADER.fullmatch(header)
+    if match is None:
+        raise ValueError(f"no header as numpy writes it: {bytes(header[:60])!r}")
+    shape = tuple(int(length) for length in match[3].replace(b",", b" ").split())
+    return match[1].decode(), match[2] == b"True", shape
+
+
 def _read_array(path: str | Path, archive: zipfile.ZipFile, name: str, rule: ArrayRule) -> NDArray[Any]:
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as stream:
         if npy.read_magic(stream) != (1, 0):
             raise ArchiveError(path, f"{member.filename}: must be npy format 1.0")
-        shape, fortran, dtype = npy.read_array_header_1_0(stream)
-        if dtype.str not in rule.dtypes or fortran or len(shape) not in rule.axes:
-            raise ArchiveError(
-                path, f"{member.filename}: has no valid type or shape ({dtype.str}, {shape})"
-            )  # fmt: skip
-        count = 1
-        for length in shape:
-            count *= length
-        if stream.tell() + count * dtype.itemsize != member.file_size:
+        dtype, fortran, shape = _read_header(stream)
+        if dtype not in rule.dtypes or fortran or len(shape) not in rule.axes:
+            raise ArchiveError(path, f"{member.filename}: has no valid type or shape ({dtype}, {shape})")
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if stream.tell() + size != member.file_size:
             raise ArchiveError(path, f"{member.filename}: size does not match its shape {shape}")
-        return np.frombuffer(stream.read(), dtype=dtype).reshape(shape)
+        array: NDArray[Any] = np.frombuffer(_unpacked(stream), dtype=dtype).reshape(shape)
+        return freeze(array)

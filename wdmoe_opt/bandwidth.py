@@ -11,12 +11,12 @@ from wdmoe_opt.errors import InputError
 from wdmoe_opt.kernels.block_bandwidth import block_bandwidth
 from wdmoe_opt.kernels.pricing import busy_times, count_loads
 from wdmoe_opt.kernels.shared_bandwidth import shared_bandwidth
-from wdmoe_opt.validation import freeze
+from wdmoe_opt.problem import Problem
+from wdmoe_opt.validation import freeze, require_type
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from wdmoe_opt.problem import Problem
     from wdmoe_opt.validation import RealArray
 
 
@@ -62,6 +62,7 @@ def allocate_bandwidth(problem: Problem, keep: ArrayLike | None = None) -> Bandw
     One block: monotone Newton on a scalar (fact 2). Several blocks sharing bandwidth: a convex
     program solved by an interior point method in logarithms.
     """
+    require_type("problem", problem, Problem)
     selection = problem.checked_keep(keep) if problem.selectable else None
     transfers, busy = demands(problem, selection)
     stranded = (transfers > 0) & ~problem.tables.reachable

@@ -232,6 +232,7 @@ def frontier_command(
     as_json: AsJson = False,
 ) -> None:
     """Find the least latency at every retention, with certified bounds, and what policies leave unused."""
+    from wdmoe_opt.archive import write_atomically
     from wdmoe_opt.pareto import POLICIES, frontier
     from wdmoe_opt.pareto_plot import check_target
     from wdmoe_opt.report import frontier_csv, frontier_json, frontier_view
@@ -260,7 +261,7 @@ def frontier_command(
     if plot is not None:
         front.plot(plot)
     if csv_file is not None:
-        csv_file.write_text(frontier_csv(front), "utf-8")
+        write_atomically(csv_file, lambda stream: stream.write(frontier_csv(front).encode()))
     if as_json:
         _print_json(frontier_json(front))
     else:

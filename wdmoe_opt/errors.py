@@ -5,9 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+#: Longest text of a value in a message.
+LONGEST = 200
+
 
 class WdmoeError(Exception):
     """Base class of every error raised on purpose by this package."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Text with its line breaks as blanks; other blanks stay."""
+    return " ".join(text.splitlines())
+
+
+def shown(value: object) -> str:
+    """`repr` of a value, of bounded length; the type's name where there is no `repr`."""
+    try:
+        text = one_line(repr(value))
+    except Exception:  # too deep, too long a number, or what a foreign class raises
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 class InputError(WdmoeError, ValueError):
@@ -30,8 +50,8 @@ class InputError(WdmoeError, ValueError):
     ) -> None:
         self.field, self.rule, self.index, self.value = field, rule, index, value
         where = f"{field}[{', '.join(map(str, index))}]" if index is not None else field
-        shown = "" if value is None else f" = {value!r}"
-        super().__init__(f"{where}{shown}: {rule}")
+        what = "" if value is None else f" = {shown(value)}"
+        super().__init__(f"{where}{what}: {rule}")
 
 
 class UnknownNameError(InputError, LookupError):
@@ -39,7 +59,8 @@ class UnknownNameError(InputError, LookupError):
 
     def __init__(self, field: str, name: object, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = get_close_matches(str(name), names, n=3, cutoff=0.4) or names
+        text = name if isinstance(name, str) else shown(name)
+        near = get_close_matches(text[:LONGEST], names, n=3, cutoff=0.4) or names
         super().__init__(field, f"unknown name; choose from {', '.join(near)}", value=name)
 
 

@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_opt.archive import (
-    SIZE_LIMIT,
     ArchiveError,
     ArrayRule,
     Layout,
+    as_path,
     check_hash,
     check_manifest,
     content_hash,
     dump_json,
     encode_json,
     json_copy,
-    parse_json,
     read_archive,
+    read_json,
     write_archive,
     write_atomically,
 )
@@ -101,7 +101,7 @@ def load_instance_file(path: str | Path) -> Instance:
 
 
 def _checked_ending(path: str | Path) -> Path:
-    path = Path(path)
+    path = as_path(path)
     if path.name in (".npz", ".json"):
         raise ArchiveError(path, "must have a name before its ending")
     if path.suffix not in (".npz", ".json"):
@@ -117,7 +117,7 @@ def plain_values(value: Any) -> Any:
 
 
 def _read_json(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    content = _json_content(path)
+    content = read_json(path)
     check_manifest(path, content, LAYOUT)
     given = content.pop("arrays", None)
     if not isinstance(given, dict):
@@ -132,19 +132,6 @@ def _read_json(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         raise ArchiveError(path, f"not valid JSON ({error})") from None
     check_hash(path, arrays, content)
     return arrays, content
-
-
-def _json_content(path: Path) -> Any:
-    try:
-        if path.stat().st_size > SIZE_LIMIT:
-            raise ArchiveError(path, f"{path.stat().st_size} bytes, over the limit of {SIZE_LIMIT}")
-        return parse_json(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ArchiveError(path, f"cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ArchiveError(path, f"not UTF-8 text ({error.reason})") from error
-    except (ValueError, RecursionError) as error:
-        raise ArchiveError(path, f"not valid JSON ({error})") from error
 
 
 def _json_value(array: NDArray[Any]) -> Any:

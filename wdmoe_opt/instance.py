@@ -190,9 +190,11 @@ class Instance:
         low = high = None
         if self.bandwidth_min is not None:
             low = per_device("bandwidth_min", self.bandwidth_min, devices, minimum=0)
-            if low.sum() > self.total_bandwidth * (1 + 1e-12):
+            with np.errstate(over="ignore"):
+                floor = float(low.sum())
+            if floor > self.total_bandwidth * (1 + 1e-12):
                 rule = f"must sum to at most total_bandwidth = {self.total_bandwidth!r}"
-                raise InputError("bandwidth_min", rule, value=float(low.sum()))
+                raise InputError("bandwidth_min", rule, value=floor)
             self._put("bandwidth_min", low)
         if self.bandwidth_max is not None:
             high = per_device("bandwidth_max", self.bandwidth_max, devices, minimum=0, above=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from wdmoe_opt.archive import as_path
 from wdmoe_opt.errors import InputError, InstanceFileError, UnknownNameError
 from wdmoe_opt.instance import Instance
 
@@ -39,10 +40,12 @@ def load_instance(name: str | Path, **selection: Any) -> Instance:
     InstanceFileError
         If the file cannot be read, or is no file of this package by its ending.
     """
+    if not isinstance(name, (str, Path)):
+        raise InputError("name", "must be a text or a Path", value=name)
     if isinstance(name, Path) or str(name).endswith(ENDINGS):
         from wdmoe_opt.instances.validate import load_file
 
-        return load_file(Path(name), **selection)
+        return load_file(as_path(name), **selection)
     if not name:
         raise InputError("name", "must not be empty", value=name)
     if name.startswith((".", "/", "~")):

@@ -57,10 +57,13 @@ def solve_many(
         As `solve` raises, with ``problems[i]`` in front.
     """
     threads = whole("threads", threads, 1, 4096, "must be 1 to 4096")
-    if isinstance(problems, (Problem, Instance)) or not isinstance(problems, Iterable):
-        raise InputError("problems", f"must be several problems, got one {type(problems).__name__}")
+    try:
+        items = enumerate(problems)
+    except TypeError:
+        rule = f"must be several problems, got one {type(problems).__name__}"
+        raise InputError("problems", rule) from None
     count = len(problems) if isinstance(problems, Sized) else None
-    found = _solutions(enumerate(problems), method, threads, options)
+    found = _solutions(items, method, threads, options)
     if progress:
         from rich.console import Console
         from rich.progress import track

@@ -20,15 +20,14 @@ from wdmoe_opt.kernels.pricing import (
     inverse_token_times,
     price_tokens,
 )
-from wdmoe_opt.problem import FEASIBILITY_TOLERANCE
-from wdmoe_opt.validation import freeze
+from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
+from wdmoe_opt.validation import freeze, require_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import ArrayLike, NDArray
 
-    from wdmoe_opt.problem import Problem
     from wdmoe_opt.validation import IntArray, RealArray
 
 #: Names of the three readings of the weight-to-latency ratio (paper A leaves the choice open).
@@ -213,6 +212,7 @@ def evaluate(
     -----
     Source: problem-and-mathematics, sections 1 and 2. Cost is linear in the (token, candidate) pairs.
     """
+    require_type("problem", problem, Problem)
     if problem.selectable and keep is None:
         raise InputError("keep", "is missing: the instance has tokens to select for")
     selection = None if keep is None else problem.checked_keep(keep)

@@ -375,12 +375,17 @@ def _grid(problem: Problem, points: int) -> RealArray:
 
 
 def _policies(problem: Problem, policies: Sequence[str]) -> list[Solution]:
-    if isinstance(policies, str):
-        raise InputError("policies", "must be a sequence of method names", value=policies)
-    found = [solve(problem, name) for name in policies]
-    for name, solution in zip(policies, found, strict=True):
-        if not solution.has_point:
-            raise InputError("policies", f"found no point: {solution.termination.detail}", value=name)
+    try:
+        if isinstance(policies, str):
+            raise TypeError
+        names = iter(policies)
+    except TypeError:
+        raise InputError("policies", "must be a sequence of method names", value=policies) from None
+    found = []
+    for name in names:
+        found.append(solve(problem, name))
+        if not found[-1].has_point:
+            raise InputError("policies", f"found no point: {found[-1].termination.detail}", value=name)
     return found
 
 

@@ -19,6 +19,7 @@ from wdmoe_opt.validation import (
     real_scalar,
     refuse_where,
     require_shape,
+    require_type,
     whole,
 )
 
@@ -106,8 +107,7 @@ class Problem:
     max_latency: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.instance, Instance):
-            raise InputError("instance", f"must be an Instance, got {type(self.instance).__name__}")
+        require_type("instance", self.instance, Instance)
         for name, kind in (("objective", Objective), ("allocation", Allocation), ("dispatch", Dispatch)):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in get_args(kind):
@@ -141,7 +141,7 @@ class Problem:
             if self.objective != "latency":
                 rule = "must be 'latency': the instance has loads only, no gate weights"
                 raise InputError("objective", rule, value=self.objective)
-            if self.candidates != "top-k" or self.max_experts is not None:
+            if not self._plain_candidates or self.max_experts is not None:
                 raise InputError("candidates", "cannot be set: the instance has loads only, no selection")
             if self.dispatch != "expert":
                 raise InputError("dispatch", "cannot be 'device': the instance has loads only")
@@ -150,7 +150,7 @@ class Problem:
             most = whole("max_experts", self.max_experts, 1, 2**31 - 1, f"must be 1 to {2**31 - 1}")
             object.__setattr__(self, "max_experts", most)
         asked: Any = self.candidates
-        if asked != "top-k":
+        if not self._plain_candidates:
             if isinstance(asked, str):
                 raise InputError("candidates", "must be 'top-k' or a whole number", value=asked)
             assert inst.top_k is not None
@@ -168,13 +168,11 @@ class Problem:
             raise InputError("bandwidth", "can only be given with allocation 'fixed' on a radio link")
         given = self.checked_bandwidth(self.bandwidth)
         refuse_where("bandwidth", given < 0, given, "must be at least 0")
-        over = given.sum(axis=-1) > (inst.total_bandwidth or 0.0) * (1 + FEASIBILITY_TOLERANCE)
-        if over.any():
-            raise InputError(
-                "bandwidth",
-                f"must sum to at most total_bandwidth = {inst.total_bandwidth!r}",
-                value=float(given.sum(axis=-1).max()),
-            )
+        with np.errstate(over="ignore"):
+            most = float(given.sum(axis=-1).max())
+        if most > (inst.total_bandwidth or 0.0) * (1 + FEASIBILITY_TOLERANCE):
+            rule = f"must sum to at most total_bandwidth = {inst.total_bandwidth!r}"
+            raise InputError("bandwidth", rule, value=most)
         object.__setattr__(self, "bandwidth", freeze(given))
 
     def _check_loads(self) -> None:
@@ -198,6 +196,10 @@ class Problem:
     def selectable(self) -> bool:
         """Whether there are experts to select (False where only loads are known)."""
         return self.instance.loads is None
+
+    @property
+    def _plain_candidates(self) -> bool:
+        return isinstance(self.candidates, str) and self.candidates == "top-k"
 
     @property
     def candidate_columns(self) -> int:
@@ -357,7 +359,7 @@ class Problem:
             raise InputError("keep", "must be None: the instance has loads only, no selection")
         try:
             array = np.asarray(keep)
-        except ValueError as error:
+        except Exception as error:  # conversions are foreign code
             raise InputError("keep", f"must be a rectangular array ({error})") from None
         require_shape(
             "keep", array, (inst.blocks, inst.tokens, inst.columns), "(blocks, tokens, m) as expert_ids"

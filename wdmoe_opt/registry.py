@@ -273,7 +273,7 @@ def register_solver(
 
 def add_solver(info: SolverInfo, *, replace: bool = False) -> SolverInfo:
     """Register a ready-made `SolverInfo`; see `register_solver`."""
-    if not info.name or info.name != info.name.strip().lower():
+    if not isinstance(info.name, str) or not info.name or info.name != info.name.strip().lower():
         raise InputError("name", "must be non-empty, lower case, without outer blanks", value=info.name)
     if info.name == "auto" or (info.name in _SOLVERS and not replace):
         raise InputError("name", "is taken by another solver", value=info.name)
@@ -334,7 +334,11 @@ def _read_entry_points() -> None:
         return
     _entry_points_read = True
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        info = point.load()
+        try:
+            info = point.load()
+        except Exception as error:  # whatever an installed package raises when imported
+            rule = f"cannot be imported: {type(error).__name__}: {error}"
+            raise InputError(f"entry point {point.name}", rule) from error
         if not isinstance(info, SolverInfo):
             raise InputError(f"entry point {point.name}", "must be a SolverInfo", value=type(info).__name__)
         add_solver(info)

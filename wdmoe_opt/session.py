@@ -43,6 +43,7 @@ from wdmoe_opt.validation import (
     real_array,
     real_scalar,
     require_shape,
+    require_type,
     whole,
 )
 
@@ -280,8 +281,7 @@ class Session:
         certify: bool = False,
         time_limit: float | None = None,
     ) -> None:
-        if not isinstance(problem, Problem):
-            raise InputError("problem", f"must be a Problem, got {type(problem).__name__}")
+        require_type("problem", problem, Problem)
         _check_template(problem)
         if not isinstance(certify, (bool, np.bool_)):
             raise InputError("certify", "must be True or False", value=certify)
@@ -299,8 +299,11 @@ class Session:
         self._lock = Lock()
         self._calls = 0
         self._fast = problem.allocation != "fixed" and problem.dispatch == "expert"
-        self._make_buffers()
-        self._memories = [self._memory(i) for i in range(inst.blocks)]
+        try:
+            self._make_buffers()
+            self._memories = [self._memory(i) for i in range(inst.blocks)]
+        except MemoryError:
+            raise InputError("max_tokens", "must fit into memory", value=self.max_tokens) from None
 
     def _make_buffers(self) -> None:
         inst, t = self.template.instance, self.template.tables
@@ -729,7 +732,9 @@ def _check_template(problem: Problem) -> None:
 
 def _as_array(value: ArrayLike) -> NDArray[Any] | None:
     """An array as it is, or None where the checks of `validation` have to look at the value first."""
-    return value if isinstance(value, np.ndarray) else None
+    if type(value) is np.ndarray and value.dtype.itemsize <= 8:
+        return value
+    return None
 
 
 def _read_only(array: Any) -> Any:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from wdmoe_opt.archive import ArchiveError, ArrayRule, Layout, read_archive, write_archive
+from wdmoe_opt.archive import ArchiveError, ArrayRule, Layout, as_path, read_archive, write_archive
 from wdmoe_opt.certificates.certificate import Certificate
 from wdmoe_opt.certificates.tree import Tree
-from wdmoe_opt.errors import InputError
+from wdmoe_opt.errors import InputError, shown
 from wdmoe_opt.files import LAYOUT as INSTANCE
 from wdmoe_opt.files import plain_values
 from wdmoe_opt.instance import Instance
@@ -89,8 +89,8 @@ def load_solution(path: str | Path) -> Solution:
         return _solution(arrays, manifest)
     except InputError as error:
         raise ArchiveError(path, str(error)) from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ArchiveError(path, f"manifest and arrays do not make a solution ({error!r})") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ArchiveError(path, f"manifest and arrays do not make a solution ({shown(error)})") from error
 
 
 def _solution(arrays: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]) -> Solution:
@@ -138,7 +138,7 @@ def _solution(arrays: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]) -
 
 
 def _checked_ending(path: str | Path) -> Path:
-    path = Path(path)
+    path = as_path(path)
     if path.suffix != ".npz":
         raise ArchiveError(path, "the name must end in .npz")
     return path

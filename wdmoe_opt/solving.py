@@ -95,7 +95,7 @@ def solve(
         seed=whole("seed", seed, 0, 2**63 - 1, "must be at least 0"),
         threads=whole("threads", threads, 1, 4096, "must be 1 to 4096"),
     )
-    if method == "auto":
+    if isinstance(method, str) and method == "auto":
         return _solve_auto(problem, control, options)
     info = find_solver(method)
     check_request(info, problem, options)

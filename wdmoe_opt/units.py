@@ -8,30 +8,39 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 
+#: What is too large for a double becomes infinite, for the checks of who takes it.
+_large = np.errstate(over="ignore")
+
+
 def _real(value: ArrayLike) -> Array:
     return np.asarray(value, dtype=np.float64)
 
 
+@_large
 def dbm_to_watt(power_dbm: ArrayLike) -> Array:
     """Power in W from dBm, elementwise (30 dBm = 1 W)."""
     return 10.0 ** ((_real(power_dbm) - 30.0) / 10.0)
 
 
+@_large
 def db_to_ratio(level_db: ArrayLike) -> Array:
     """Power ratio from dB, elementwise (3 dB is close to 2)."""
     return 10.0 ** (_real(level_db) / 10.0)
 
 
+@_large
 def path_loss_db_to_gain(path_loss_db: ArrayLike) -> Array:
     """Channel power gain from a path loss in dB; a loss of +inf dB is an unreachable device (gain 0)."""
     return 10.0 ** (-_real(path_loss_db) / 10.0)
 
 
+@_large
 def mhz_to_hz(frequency_mhz: ArrayLike) -> Array:
     """Frequency or bandwidth in Hz from MHz, elementwise."""
     return _real(frequency_mhz) * 1e6
 
 
+@_large
 def compute_time_per_token(flop_per_token: ArrayLike, tflops: ArrayLike) -> Array:
     """Seconds per token from FLOP per token and an effective compute rate in TFLOP/s."""
     return _real(flop_per_token) / (_real(tflops) * 1e12)

@@ -22,8 +22,10 @@ def _raw(field: str, value: Any) -> NDArray[Any]:
                 array = np.from_dlpack(value)
             else:
                 array = np.asarray(value)
-        except (ValueError, TypeError, RuntimeError, BufferError, OverflowError) as error:
+        except Exception as error:  # conversions are foreign code
             raise InputError(field, f"must be a rectangular array of numbers ({error})") from None
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise InputError(field, "must not be masked: every value counts")
     if array.dtype.kind not in "iuf":
         raise InputError(field, f"must hold real numbers, got dtype {array.dtype}")
     return array
@@ -38,7 +40,16 @@ def refuse_where(field: str, bad: NDArray[np.bool_], array: NDArray[Any], rule: 
 
 def float_array(field: str, value: Any) -> RealArray:
     """Float64 copy of ``value``; NaN and infinities are left for the caller to judge."""
-    return np.array(_raw(field, value), dtype=np.float64, order="C")
+    return _copy(field, _raw(field, value), np.float64)
+
+
+def _copy(field: str, array: NDArray[Any], dtype: type) -> NDArray[Any]:
+    """Own copy in C order; a number of a wider type that does not fit becomes infinite."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(array, dtype=dtype, order="C", subok=False)
+    except MemoryError:
+        raise InputError(field, f"must fit into memory, has shape {array.shape}") from None
 
 
 def real_array(field: str, value: Any, *, minimum: float | None = None, above: bool = False) -> RealArray:
@@ -56,12 +67,14 @@ def int_array(field: str, value: Any) -> IntArray:
     """Int64 copy of ``value``; floating-point input is accepted only where every value is whole."""
     raw = _raw(field, value)
     if raw.dtype.kind == "f":
+        raw = _copy(field, raw, np.float64)
         refuse_where(field, ~np.isfinite(raw), raw, "must be finite")
         refuse_where(field, raw != np.floor(raw), raw, "must be whole numbers")
         refuse_where(field, np.abs(raw) > 2.0**53, raw, "must lie within ±2^53")
     elif raw.dtype.kind == "u":
+        raw = _copy(field, raw, raw.dtype.type)
         refuse_where(field, raw > np.iinfo(np.int64).max, raw, "must fit a 64-bit signed integer")
-    return np.array(raw, dtype=np.int64, order="C")
+    return _copy(field, raw, np.int64)
 
 
 def real_scalar(field: str, value: Any, *, minimum: float | None = None, above: bool = False) -> float:
@@ -78,6 +91,13 @@ def whole(field: str, value: Any, low: int, high: int, rule: str) -> int:
     if not low <= value <= high:
         raise InputError(field, rule, value=int(value))
     return int(value)
+
+
+def require_type(field: str, value: object, kind: type) -> None:
+    """Raise unless ``value`` is of a class."""
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise InputError(field, f"must be {article} {kind.__name__}, got {type(value).__name__}")
 
 
 def require_shape(field: str, array: NDArray[Any], shape: tuple[int, ...], words: str) -> None:

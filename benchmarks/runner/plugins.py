@@ -37,7 +37,7 @@ def load_plugins(plugins: Iterable[str]) -> tuple[SolverInfo, ...]:
             _load(plugin)
         except WdmoeError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 "plugin", f"cannot be imported: {type(error).__name__}: {error}", value=plugin
             ) from error

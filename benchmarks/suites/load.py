@@ -42,13 +42,13 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
+from wdmoe_opt.archive import as_path, read_toml
 from wdmoe_opt.benchmarks.suites.generators import GENERATORS
 from wdmoe_opt.benchmarks.suites.suite import Case, Contestant, Job, Kind, Suite
 from wdmoe_opt.errors import InputError, InstanceFileError, UnknownNameError
@@ -82,21 +82,17 @@ def load_suite(name: str | Path) -> Suite:
     InstanceFileError
         If the file cannot be read or breaks a rule; the message names file, entry, value and rule.
     """
-    if str(name).endswith(".toml"):
-        return read_suite(Path(name))
-    if name not in suite_names():
-        raise UnknownNameError("suite", str(name), [*suite_names(), "PATH.toml"])
+    if isinstance(name, (str, Path)) and str(name).endswith(".toml"):
+        return read_suite(as_path(name))
+    if not isinstance(name, str) or name not in suite_names():
+        given = str(name) if isinstance(name, Path) else name
+        raise UnknownNameError("suite", given, [*suite_names(), "PATH.toml"])
     return read_suite(FOLDER / f"{name}.toml")
 
 
 def read_suite(path: Path) -> Suite:
     """Read and check one TOML file."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InstanceFileError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InstanceFileError(f"{path}: not valid TOML ({' '.join(str(error).split())})") from None
+    content = read_toml(path)
     try:
         return _suite(content)
     except InputError as error:
@@ -115,17 +111,17 @@ def _suite(content: Mapping[str, Any]) -> Suite:
         _contestant(f"contestants[{n}]", entry, defaults)
         for n, entry in enumerate(_entries("contestants", content))
     )
-    cases = tuple(
-        case
-        for n, entry in enumerate(_entries("cases", content))
-        for case in _cases(f"cases[{n}]", entry, request)
-    )
+    cases: list[Case] = []
+    for n, entry in enumerate(_entries("cases", content)):
+        cases += _cases(f"cases[{n}]", entry, request, MOST_CASES - len(cases))
     _refuse_twins("contestants", [c.label for c in contestants])
     _refuse_twins("cases", [c.name for c in cases])
-    _refuse_strangers(contestants, cases)
+    _refuse_strangers(contestants, tuple(cases))
     seeds = whole("seeds", content.get("seeds", 1), 1, 10_000, "must be 1 to 10000")
     workers = whole("workers", content.get("workers", 1), 1, 1024, "must be 1 to 1024")
-    return Suite(name, _text("summary", content.get("summary", name)), cases, contestants, seeds, workers)
+    return Suite(
+        name, _text("summary", content.get("summary", name)), tuple(cases), contestants, seeds, workers
+    )
 
 
 def _contestant(where: str, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Contestant:
@@ -154,7 +150,7 @@ def _contestant(where: str, entry: Mapping[str, Any], defaults: Mapping[str, Any
     return Contestant(**found)
 
 
-def _cases(where: str, entry: Mapping[str, Any], request: Mapping[str, Any]) -> Iterator[Case]:
+def _cases(where: str, entry: Mapping[str, Any], request: Mapping[str, Any], most: int) -> Iterator[Case]:
     """All cases of one entry, one for every combination of ``each``."""
     _refuse_unknown(where, entry, _CASE)
     each = _table(f"{where}.each", entry.get("each", {}))
@@ -163,7 +159,7 @@ def _cases(where: str, entry: Mapping[str, Any], request: Mapping[str, Any]) -> 
             raise InputError(
                 f"{where}.each.{key}", "must be a list of values, not named 'seed'", value=values
             )
-    if math.prod(len(values) for values in each.values()) > MOST_CASES:
+    if math.prod(len(values) for values in each.values()) > most:
         raise InputError(f"{where}.each", f"makes more than {MOST_CASES} cases")
     bare = {key: value for key, value in entry.items() if key != "each"}
     for combination in product(*each.values()):

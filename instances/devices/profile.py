@@ -35,8 +35,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from wdmoe_opt.archive import write_atomically
-from wdmoe_opt.errors import InputError, InstanceFileError, UnknownNameError
+from wdmoe_opt.archive import as_path, read_json, write_atomically
+from wdmoe_opt.errors import InputError, UnknownNameError
 from wdmoe_opt.validation import real_scalar
 
 SCHEMA_VERSION = 1
@@ -229,11 +229,11 @@ class DeviceProfile:
         InputError
             If its content breaks a rule of the schema.
         """
-        return cls.from_dict(read_json(Path(path)))
+        return cls.from_dict(read_json(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the profile as JSON; the file appears whole or not at all."""
-        write_text(Path(path), json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        write_text(as_path(path), json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
 def expert_weights(width: int, expert_width: int) -> int:
@@ -265,16 +265,6 @@ def load_profile(name: str, precision: str = "fp16") -> DeviceProfile:
 @cache
 def _shipped() -> tuple[DeviceProfile, ...]:
     return tuple(DeviceProfile.from_dict(entry) for entry in read_json(PROFILES_FILE)["profiles"])
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; ``InstanceFileError`` names the file where it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InstanceFileError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InstanceFileError(f"{path}: is not JSON ({error})") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,19 +9,19 @@ latency model of the shipped Jetson profiles.
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import nnls
 
+from wdmoe_opt.archive import as_path, read_json, write_atomically
 from wdmoe_opt.errors import InputError, InstanceFileError, WdmoeError
 from wdmoe_opt.instances.profiling.measure import KIND, SCHEMA_VERSION
 from wdmoe_opt.validation import RealArray, real_scalar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 #: A term of the model that is nowhere this share of the time cannot be told from noise.
 VISIBLE_SHARE = 0.02
@@ -40,10 +40,7 @@ def load_measurement(path: str | Path) -> dict[str, Any]:
     InstanceFileError
         If it cannot be read or is no such file.
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InstanceFileError(f"{path}: cannot be read as a measurement ({error})") from None
+    found = read_json(path)
     if not isinstance(found, dict) or found.get("kind") != KIND:
         raise InstanceFileError(f"{path}: kind must be {KIND!r}")
     if found.get("schema_version") != SCHEMA_VERSION:
@@ -106,13 +103,8 @@ def fit_profile(measurement: Mapping[str, Any], name: str | None = None) -> dict
 
 def write_profile(path: str | Path, profile: Mapping[str, Any]) -> None:
     """Write a device profile file, replacing an older one only when all is written."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(dict(profile), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps(dict(profile), indent=2, allow_nan=False) + "\n"
+    write_atomically(as_path(path), lambda stream: stream.write(text.encode()))
 
 
 def model_time(launch: float, bandwidth: float, rate: float, size: float, weights: Any, tokens: Any) -> Any:

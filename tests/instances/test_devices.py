@@ -276,7 +276,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InstanceFileError, match="cannot be read"):
         DeviceProfile.from_file(path)
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(InstanceFileError, match="is not JSON"):
+    with pytest.raises(InstanceFileError, match="not valid JSON"):
         DeviceProfile.from_file(path)
 
 

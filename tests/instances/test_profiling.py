@@ -92,7 +92,7 @@ def test_bad_measurements_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text('{"kind": "device-profile"}')
     (tmp_path / "c.json").write_text(json.dumps({"kind": measure.KIND, "schema_version": 7}))
     for name, message in (
-        ("a", "cannot be read"), ("b", "kind must be"), ("c", "schema_version 7"), ("d", "cannot be read"),
+        ("a", "not valid JSON"), ("b", "kind must be"), ("c", "schema_version 7"), ("d", "cannot be read"),
     ):  # fmt: skip
         with pytest.raises(InstanceFileError, match=message):
             load_measurement(tmp_path / f"{name}.json")

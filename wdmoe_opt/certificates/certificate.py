@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wdmoe_opt.certificates.tree import Tree
 from wdmoe_opt.errors import InputError, UnknownNameError
-from wdmoe_opt.validation import RealArray, freeze, real_array, refuse_where
+from wdmoe_opt.validation import RealArray, float_array, freeze, real_array, refuse_where
 
 if TYPE_CHECKING:
     from wdmoe_opt.problem import Problem
@@ -113,7 +113,7 @@ class Certificate:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        if self.form not in get_args(Form):
+        if not isinstance(self.form, str) or self.form not in get_args(Form):
             raise UnknownNameError("form", self.form, get_args(Form))
         for name in _NEEDED[self.form]:
             if getattr(self, name) is None:
@@ -123,9 +123,12 @@ class Certificate:
                 object.__setattr__(self, name, _array(name, getattr(self, name)))
         self._check_shapes()
         self._check_parts()
-        object.__setattr__(self, "bound", float(self.bound))
-        if np.isnan(self.bound):
+        bound = float_array("bound", self.bound)
+        if bound.ndim or np.isnan(bound):
             raise InputError("bound", "must be a number", value=self.bound)
+        object.__setattr__(self, "bound", float(bound))
+        if not isinstance(self.digest, str):
+            raise InputError("digest", "must be a text", value=self.digest)
 
     def _check_shapes(self) -> None:
         known: dict[str, tuple[str, int]] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from wdmoe_opt.certificates.check import inspect
 from wdmoe_opt.certificates.pricing import ROUNDING, reprice
 from wdmoe_opt.errors import InputError, UnsupportedError
-from wdmoe_opt.validation import real_scalar
+from wdmoe_opt.validation import real_scalar, require_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +73,7 @@ def certify(problem: Problem, solution: Solution, *, exact: bool = False) -> Rep
         Truthy only if the point is feasible and priced as claimed, and a bound, if one is claimed,
         follows from the solution's certificate.
     """
+    _require(problem, solution)
     checks: list[str] = []
     failures: list[str] = []
     value = _check_point(problem, solution, checks, failures)
@@ -103,6 +104,7 @@ def gap(problem: Problem, solution: Solution, *, lower_bound: float | None = Non
         Distance of the point's value, priced again, and the bound over the value; inf where nothing is
         known or the point breaks a constraint.
     """
+    _require(problem, solution)
     price = reprice(problem, solution.keep, solution.bandwidth)
     if price.faults:
         return math.inf
@@ -111,6 +113,14 @@ def gap(problem: Problem, solution: Solution, *, lower_bound: float | None = Non
     else:
         lower_bound = real_scalar("lower_bound", lower_bound)
     return _relative(problem, price.objective, lower_bound)
+
+
+def _require(problem: Problem, solution: Solution) -> None:
+    from wdmoe_opt.problem import Problem
+    from wdmoe_opt.solution import Solution
+
+    require_type("problem", problem, Problem)
+    require_type("solution", solution, Solution)
 
 
 def _proved(problem: Problem, solution: Solution) -> float:

@@ -212,7 +212,8 @@ def _bandwidth_faults(problem: Problem, width: RealArray | None) -> Iterator[str
         return
     assert inst.total_bandwidth is not None
     slack = SLACK * inst.total_bandwidth
-    used = width.sum(axis=-1)
+    with np.errstate(over="ignore"):
+        used = width.sum(axis=-1)
     if (used > inst.total_bandwidth + slack).any():
         yield f"bandwidth sums to {used.max():.9g} Hz, more than total_bandwidth = {inst.total_bandwidth:.9g}"
     if (width < 0).any():
