@@ -76,6 +76,9 @@ def solve(
         If the method or an option does not exist.
     UnsupportedError
         If the method cannot do what is asked; the message names those that can.
+    KeyboardInterrupt
+        On Ctrl-C, except by method `exact`, which returns the best point and bound so far with
+        ``termination.limit`` "interrupt". Either way nothing is left behind: the same call can be made again.
     """
     started = perf_counter()
     if isinstance(problem, Instance):
