@@ -1,4 +1,4 @@
-"""Solves until a real Ctrl-C comes, again and again: ``python interrupted.py METHOD[:ALLOCATION[:THREADS]] ...``.
+"""Solves until a real Ctrl-C comes: ``python interrupted.py METHOD[:ALLOCATION[:THREADS]] ...``.
 
 One JSON line per method: how the interrupted call ended, and whether the package answers as before.
 """

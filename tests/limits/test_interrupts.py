@@ -175,7 +175,7 @@ each = { tokens = [8, 16, 24, 32] }
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_an_interrupted_benchmark_goes_on(tmp_path: Path, workers: str) -> None:
-    """What is finished is in the table, nothing half-written lies about, and the same command does the rest."""
+    """What is finished is in the table, nothing is half-written, and the same command does the rest."""
     pd = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
     suite, out = tmp_path / "mine.toml", tmp_path / "out"
