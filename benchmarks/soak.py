@@ -2,8 +2,8 @@
 
 One `Session` solves again and again, every call with new gains (1 dB of standard deviation around the
 template's), new gates and another number of tokens, 8 to 32, on 8 devices. The command prints the resident
-memory after every power of ten of calls and ends with status 1 if it grew by more than `TOLERANCE` after the first
-thousand. Linux: memory is read from /proc/self/statm.
+memory after every power of ten of calls and ends with status 1 if it grew by more than `TOLERANCE` after
+the first thousand. Linux: memory is read from /proc/self/statm.
 """
 
 from __future__ import annotations

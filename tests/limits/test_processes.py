@@ -65,7 +65,7 @@ def test_forked_after_the_parent_solved() -> None:
 
 
 def test_problems_sent_elsewhere_stay_read_only() -> None:
-    """Kernels are compiled for read-only arrays: writable ones would be compiled for anew in every process."""
+    """Kernels are compiled for read-only arrays: for writable ones every process compiles anew."""
     for make in PROBLEMS.values():
         problem = make()
         _ = problem.tables
