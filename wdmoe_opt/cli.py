@@ -43,6 +43,8 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 
 #: Exit status of a solve whose point breaks a constraint; errors exit with 2.
 INFEASIBLE = 3
+#: Exit status after Ctrl-C.
+INTERRUPTED = 130
 #: Exit status of a certify that could not recheck every claim.
 UNPROVED = 1
 
@@ -171,6 +173,9 @@ def solve_command(
         _print_json(solution_json(answer, baseline, selection=with_selection))
     else:
         _show(solution_view(answer, baseline))
+    if answer.termination.limit == "interrupt":
+        # The best so far has been shown; the status still tells that it is no finished answer.
+        raise KeyboardInterrupt
     if not answer.feasible:
         raise typer.Exit(INFEASIBLE)
 
@@ -598,12 +603,17 @@ def main() -> None:
         _open_output()
         status = app(standalone_mode=False)
         sys.stdout.flush()
+        if status == INTERRUPTED:
+            # Typer makes this status of a Ctrl-C, without a word.
+            _complain("interrupted")
     except WdmoeError as error:
         status = _complain(str(error))
     except _UsageError as error:
         status = _complain(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        status = _complain("interrupted", 130)
+        status = _complain("interrupted", INTERRUPTED)
+    except MemoryError as error:
+        status = _complain(f"out of memory ({error})" if str(error) else "out of memory")
     except BrokenPipeError:
         # The reader has gone; nothing can be said to it any more.
         _discard_output()

@@ -17,6 +17,7 @@ from wdmoe_opt import units
 from wdmoe_opt.errors import InputError, UnknownNameError
 from wdmoe_opt.validation import (
     IntArray,
+    Pickled,
     RealArray,
     float_array,
     freeze,
@@ -31,7 +32,7 @@ from wdmoe_opt.validation import (
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Instance:
+class Instance(Pickled):
     """Routing, fleet, channel and payload of one batch, validated and read-only.
 
     Routing is either ``expert_ids`` with ``gate_weights`` and ``top_k``, or ``loads`` alone.

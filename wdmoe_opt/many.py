@@ -55,6 +55,8 @@ def solve_many(
         If an argument breaks a rule; errors of single problems name the first one, as ``problems[i]``.
     WdmoeError
         As `solve` raises, with ``problems[i]`` in front.
+    KeyboardInterrupt
+        On Ctrl-C, by every method; with several threads once the problems that they are at are solved.
     """
     threads = whole("threads", threads, 1, 4096, "must be 1 to 4096")
     try:
@@ -103,7 +105,7 @@ def _solve_one(index: int, problem: Problem | Instance, method: str, options: di
     if not isinstance(problem, (Problem, Instance)):
         raise InputError(where, f"must be a Problem or an Instance, got {type(problem).__name__}")
     try:
-        return solve(problem, method, **options)
+        solution = solve(problem, method, **options)
     except UnknownNameError:
         raise
     except InputError as error:
@@ -111,3 +113,7 @@ def _solve_one(index: int, problem: Problem | Instance, method: str, options: di
         raise InputError(field, error.rule, index=error.index, value=error.value) from error
     except WdmoeError as error:
         raise type(error)(f"{where}: {error}") from error
+    if solution.termination.limit == "interrupt":
+        # What one problem has so far is no batch.
+        raise KeyboardInterrupt
+    return solution

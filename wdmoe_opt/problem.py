@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from wdmoe_opt.errors import InputError, UnknownNameError
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.validation import (
+    Pickled,
     RealArray,
     freeze,
     real_array,
@@ -59,7 +60,7 @@ class Tables(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class Problem(Pickled):
     """An instance and what is asked of it.
 
     Parameters

@@ -76,6 +76,9 @@ def solve(
         If the method or an option does not exist.
     UnsupportedError
         If the method cannot do what is asked; the message names those that can.
+    KeyboardInterrupt
+        On Ctrl-C, except by method `exact`, which returns the best point and bound so far with
+        ``termination.limit`` "interrupt". Either way nothing is left behind: the same call can be made again.
     """
     started = perf_counter()
     if isinstance(problem, Instance):
@@ -134,16 +137,20 @@ def run_solver(
         If the solver returns no `Point`, or a malformed one.
     """
     began = perf_counter()
+    started = began if started is None else started
     try:
         point = info.run(problem, control, options)
+        if not isinstance(point, Point):
+            raise WdmoeError(f"method {info.name!r} returned a {type(point).__name__}, not a Point")
+        timings = {"prepare": began - started, "solve": perf_counter() - began}
+        within = control.rel_gap if optimal_within is None else optimal_within
+        return priced_solution(problem, point, info.name, timings, within)
     except MemoryError as error:
-        point = Point.nothing("no-solution", "memory", str(error) or "out of memory")
-    found = perf_counter()
-    if not isinstance(point, Point):
-        raise WdmoeError(f"method {info.name!r} returned a {type(point).__name__}, not a Point")
-    timings = {"prepare": began - (began if started is None else started), "solve": found - began}
-    within = control.rel_gap if optimal_within is None else optimal_within
-    return priced_solution(problem, point, info.name, timings, within)
+        words = str(error) or "out of memory"
+    # Outside the handler, whose error holds on to what the solver allocated.
+    point = Point.nothing("no-solution", "memory", words)
+    timings = {"prepare": began - started, "solve": perf_counter() - began}
+    return priced_solution(problem, point, info.name, timings)
 
 
 def priced_solution(

@@ -119,3 +119,21 @@ def freeze(array: Any) -> Any:
     """Make an array read-only, in place."""
     array.setflags(write=False)
     return array
+
+
+class Pickled:
+    """Base of frozen dataclasses: pickles hold the fields, and arrays are read-only again when loaded.
+
+    NumPy forgets that an array is read-only, and kernels are compiled for read-only arrays: without this
+    every process that is sent a problem would compile them anew.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = getattr(type(self), "__dataclass_fields__")  # noqa: B009
+        return {name: value for name, value in vars(self).items() if name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for value in state.values():
+            if isinstance(value, np.ndarray):
+                freeze(value)
+        vars(self).update(state)

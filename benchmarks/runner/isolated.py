@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import CancelledError
 from pathlib import Path
+from threading import Event
 from time import monotonic, sleep
 from typing import Any
 
@@ -18,18 +20,19 @@ from wdmoe_opt.benchmarks.runner.task import Task, provenance
 _FIRST_LOOK, _LOOK = 0.01, 0.1
 
 
-def isolated(text: str) -> dict[str, Any]:
+def isolated(text: str, stop: Event | None = None) -> dict[str, Any]:
     """Row of a task given as JSON, in whatever way it ends.
 
     If kernels had to be compiled, another process measures, and ``compile_s`` is what the first calls that
-    compiled took beyond the one that did not.
+    compiled took beyond the one that did not. Once ``stop`` is set it ends the process and raises
+    `CancelledError`.
     """
     task = Task.from_json(text)
     spent: list[float] = []
-    row, compiled = _run(task, final=False)
+    row, compiled = _run(task, stop, final=False)
     while compiled:
         spent.append(row["first_s"])
-        row, compiled = _run(task, final=len(spent) == COMPILING)
+        row, compiled = _run(task, stop, final=len(spent) == COMPILING)
     if spent and row["state"] in ("ok", "no-point"):
         row["compile_s"] = max(sum(spent) - row["first_s"], 0.0)
     row.pop("first_s", None)
@@ -41,7 +44,7 @@ def isolated(text: str) -> dict[str, Any]:
 COMPILING = 3
 
 
-def _run(task: Task, final: bool) -> tuple[dict[str, Any], bool]:
+def _run(task: Task, stop: Event | None, *, final: bool) -> tuple[dict[str, Any], bool]:
     """Row of a fresh process, and whether it compiled and has no warm times; ``final`` has them anyway."""
     with tempfile.TemporaryDirectory(prefix="wdmoe-bench-") as folder:
         output, errors = Path(folder) / "rows.jsonl", Path(folder) / "errors.txt"
@@ -61,7 +64,7 @@ def _run(task: Task, final: bool) -> tuple[dict[str, Any], bool]:
                 start_new_session=True,
             )
             try:
-                ended = _wait(process, task, output)
+                ended = _wait(process, task, output, stop)
             finally:
                 _kill(process)
         message = _last(output)
@@ -83,7 +86,7 @@ def _run(task: Task, final: bool) -> tuple[dict[str, Any], bool]:
 _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-def _wait(process: subprocess.Popen[bytes], task: Task, output: Path) -> bool:
+def _wait(process: subprocess.Popen[bytes], task: Task, output: Path, stop: Event | None) -> bool:
     """Whether the worker ended by itself; the clock starts anew once the first call is over."""
     assert process.stdin is not None
     try:
@@ -93,6 +96,8 @@ def _wait(process: subprocess.Popen[bytes], task: Task, output: Path) -> bool:
         pass
     started, look, repeating = monotonic(), _FIRST_LOOK, False
     while process.poll() is None:
+        if stop is not None and stop.is_set():
+            raise CancelledError
         if not repeating:
             message = _last(output)
             if message and message["stage"] == "called":

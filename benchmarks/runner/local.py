@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Event
 from typing import Any
 
 from wdmoe_opt.benchmarks.runner.isolated import isolated
@@ -39,8 +40,9 @@ def run_here(tasks: Sequence[Task], workers: int = 1) -> Generator[dict[str, Any
 
 
 def _at_once(tasks: Sequence[Task], workers: int) -> Generator[dict[str, Any]]:
+    stop = Event()
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(isolated, task.to_json()) for task in tasks]
+        futures = [pool.submit(isolated, task.to_json(), stop) for task in tasks]
         try:
             for future in as_completed(futures):
                 row = future.result()
@@ -48,5 +50,7 @@ def _at_once(tasks: Sequence[Task], workers: int) -> Generator[dict[str, Any]]:
                     row["machine"] = json.dumps({**json.loads(row["machine"]), "workers": workers})
                 yield row
         finally:
+            # After Ctrl-C nobody should wait for what is running either.
+            stop.set()
             for future in futures:
                 future.cancel()

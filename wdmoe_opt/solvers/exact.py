@@ -100,7 +100,8 @@ def _point(problem: Problem, control: Control, trees: list[BranchTree]) -> Point
             limit = "time"
         elif any(tree.interrupted for tree in trees):
             limit = "interrupt"
-        end = Termination("feasible-at-limit", limit, f"{number} branches")
+        words = f"{number} branches" if limit != "interrupt" else f"interrupted after {number} branches"
+        end = Termination("feasible-at-limit", limit, words)
     trace = sorted((line for tree in trees for line in tree.trace), key=lambda line: line["block"])
     certificate = _certificate(problem, trees) if bound > 0 else None
     return Point(

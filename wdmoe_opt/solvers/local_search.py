@@ -27,7 +27,7 @@ def local_search(problem: Problem, control: Control, start: str = "topk") -> Poi
     info = find_solver(start)
     check_request(info, problem, ())
     begin = info.run(problem, control, {})
-    if begin.keep is None:
+    if begin.keep is None or begin.termination.limit == "interrupt":
         return begin
     keep = repair_floors(problem, problem.checked_keep(begin.keep))
 

@@ -109,6 +109,9 @@ def _solve(problem: Problem, control: Control, backend: Backend) -> Point:
     outcome = backend.solve(
         model.model, time_limit=control.time_limit, rel_gap=gap, threads=control.threads, seed=control.seed
     )
+    if outcome.status.endswith("interrupted"):
+        # The backend heard Ctrl-C in Python's place.
+        raise KeyboardInterrupt
     unit = model.data.time_unit
     scale = {"latency": unit, "retention": 1.0}.get(problem.objective, 1.0 / unit)
     bound = None if outcome.bound is None else outcome.bound * scale
