@@ -564,5 +564,5 @@ def _read_array(path: str | Path, archive: zipfile.ZipFile, name: str, rule: Arr
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if stream.tell() + size != member.file_size:
             raise ArchiveError(path, f"{member.filename}: size does not match its shape {shape}")
-        array: NDArray[Any] = np.frombuffer(_unpacked(stream), dtype=dtype).reshape(shape)
-        return freeze(array)
+        array: NDArray[Any] = freeze(np.frombuffer(_unpacked(stream), dtype=dtype).reshape(shape))
+        return array
