@@ -25,8 +25,12 @@ BEGIN, END = "<!-- measured: python -m wdmoe_opt.benchmarks.document -->", "<!--
 #: Suites with committed rows, and which of their report's tables the page shows.
 SHOWN = {
     "captured": ("promises", "relative-joint", "gap-joint", "success-joint", "time-joint", "time-bandwidth"),
-    "paper": ("stages", "left-on-the-table"),
+    "paper": ("stage-table", "left-on-the-table", "time-bandwidth"),
 }
+#: Pictures of a report that the page shows.
+PICTURES = {"captured": ("target-joint", "frontiers"), "paper": ("stages",)}
+#: Which task a table is about, where its name says so.
+TASKS = {"joint": "selection and bandwidth", "bandwidth": "bandwidth alone"}
 
 
 def measured() -> list[str]:
@@ -48,8 +52,11 @@ def _suite(suite: str, page: Page, names: Iterable[str]) -> list[str]:
         "",
     ]
     for name in names:
-        if name in tables:
-            lines += [f"**{tables[name].title}.** ", "", *markdown_table(tables[name])]
+        task = TASKS.get(name.rpartition("-")[2])
+        title = tables[name].title + (f": {task}" if task else "")
+        lines += [f"**{title}**", "", *markdown_table(tables[name])]
+    for name in PICTURES[suite]:
+        lines += [f"![{name}](benchmarks/{suite}/images/{name}.png)", ""]
     return lines
 
 
