@@ -14,13 +14,12 @@ there, once.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wdmoe_opt.archive import write_atomically
 from wdmoe_opt.benchmarks.runner.claims import check_claims
 from wdmoe_opt.benchmarks.runner.rows import COLUMNS, frame
 from wdmoe_opt.errors import InputError, UnsupportedError, WdmoeError
@@ -65,7 +64,8 @@ class Store:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Keep a row; from here on it survives anything."""
-        _write(self.parts / f"{row['task_key']}.json", json.dumps(dict(row)).encode())
+        content = json.dumps(dict(row)).encode()
+        write_atomically(self.parts / f"{row['task_key']}.json", lambda stream: stream.write(content))
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Every row by its key, parts first, as they are newer."""
@@ -87,8 +87,7 @@ class Store:
         parts = list(self.parts.glob("*.json"))
         table = check_claims(frame(self.rows().values()))
         table = table.sort_values(["suite", "case", "seed", "solver"], kind="stable", ignore_index=True)
-        with _temporary(self.table) as temporary:
-            table.to_parquet(temporary, index=False, compression="zstd")
+        write_atomically(self.table, lambda stream: table.to_parquet(stream, index=False, compression="zstd"))
         for path in parts:  # only now: a row is always in one of the two places
             path.unlink(missing_ok=True)
         return table
@@ -133,24 +132,3 @@ def _lock(descriptor: int) -> None:
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
     else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with _temporary(path) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A name in the same folder that becomes ``path`` if all goes well."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
