@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from threading import Event
 from typing import Any
 
@@ -20,8 +20,9 @@ def run_here(tasks: Sequence[Task], workers: int = 1) -> Generator[dict[str, Any
     tasks : sequence of Task
     workers : int
         Processes at the same time. More than one share caches and memory bandwidth: do not compare their
-        times; the rows say so in ``machine``. The first tasks of all solvers then come first, in the suite's
-        reverse order of our own, and all others wait for them, so that kernels are compiled once.
+        times; the rows say so in ``machine``. The first tasks of all solvers then come first, the one of
+        ours that the suite names last before all, and further tasks of a solver wait for its first, so that
+        kernels are compiled once.
     """
     if workers == 1:
         for task in tasks:
@@ -30,19 +31,24 @@ def run_here(tasks: Sequence[Task], workers: int = 1) -> Generator[dict[str, Any
     first: dict[str, Task] = {}
     for task in tasks:
         first.setdefault(task.contestant.label, task)
-    rest = [task for task in tasks if task is not first[task.contestant.label]]
     # Suites name the one of ours that compiles most last; nothing should wait for it at the end.
-    leading = list(first.values())
-    slowest = [task for task in leading if task.contestant.kind == "ours"][-1:]
-    leading = slowest + [task for task in leading if task not in slowest]
-    for part in (leading, rest):
-        yield from _at_once(part, workers)
+    slowest = next((c.label for t in reversed(first.values()) if (c := t.contestant).kind == "ours"), "")
+    leading = sorted(first.values(), key=lambda task: task.contestant.label != slowest)
+    rest = [task for task in tasks if task is not first[task.contestant.label]]
+    rest.sort(key=lambda task: task.contestant.label == slowest)
+    yield from _at_once([*leading, *rest], workers)
 
 
 def _at_once(tasks: Sequence[Task], workers: int) -> Generator[dict[str, Any]]:
+    """Rows of tasks begun in this order; further tasks of a solver wait for its first."""
     stop = Event()
+    first: dict[str, Future[dict[str, Any]]] = {}
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(isolated, task.to_json(), stop) for task in tasks]
+        futures = []
+        for task in tasks:
+            label = task.contestant.label
+            futures.append(pool.submit(_after, first.get(label), task, stop))
+            first.setdefault(label, futures[-1])
         try:
             for future in as_completed(futures):
                 row = future.result()
@@ -54,3 +60,10 @@ def _at_once(tasks: Sequence[Task], workers: int) -> Generator[dict[str, Any]]:
             stop.set()
             for future in futures:
                 future.cancel()
+
+
+def _after(first: Future[dict[str, Any]] | None, task: Task, stop: Event) -> dict[str, Any]:
+    """Row of a task, begun when another one is done, which comes earlier in the queue."""
+    if first is not None:
+        wait([first])
+    return isolated(task.to_json(), stop)
