@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from wdmoe_opt.benchmarks.what_dropping_costs import document, measure
@@ -44,11 +45,8 @@ def experiment(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     libraries()
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        raise UnsupportedError("the figures need matplotlib; install wdmoe_opt[plot]") from None
-    del mpl
+    if find_spec("matplotlib") is None:
+        raise UnsupportedError("the figures need matplotlib; install wdmoe_opt[plot]")
     path = folder / document.NAME / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     results = Results(measure.about(plan, weights))

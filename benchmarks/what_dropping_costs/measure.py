@@ -105,7 +105,7 @@ class Bench:
                 logits = self.model(input_ids=tokens[:, :-1], use_cache=False).logits
                 counts.append(count(logits, tokens[:, 1:]))
         report = network.report
-        found = {
+        found: dict[str, Any] = {
             "nats": [one.bits * np.log(2.0) for one in counts],
             "hits": [one.hits for one in counts],
             "latency_ms": 1e3 * report.pass_latency,

@@ -74,7 +74,7 @@ def _draw(
     for axes, (text, title) in zip(panels, texts.items(), strict=True):
         for target in TARGETS:
             axes.axhline(target, color="#595959", linewidth=0.7, linestyle=(0, (1, 2)))
-        for number, name in enumerate(names):
+        for number, name in enumerate(name for name in names if name in titles):
             points = [row for row in rows if (row.text, row.curve) == (text, name)]
             _line(axes, points, place, titles[name], number)
         axes.set_yscale("symlog", linthresh=LINEAR)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wdmoe_opt.instances.tiny_moe.texts import HELD_OUT
-
 #: Sizes that experts and payload are priced at: those of Mixtral 8x7B.
 WIDTH, EXPERT_WIDTH = 4096, 14336
 FLEET, CHANNEL = "orin-mix-8", "cell-100mhz-moving"
@@ -15,6 +13,7 @@ FLEET, CHANNEL = "orin-mix-8", "cell-100mhz-moving"
 STRIDE = 25
 #: Text unlike anything the model was trained on.
 FOREIGN = "humaneval"
+TEXTS = ("gsm8k", "shakespeare", FOREIGN)
 
 _FLOORS = (0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.75, 0.7)
 _FEW_FLOORS = (0.98, 0.95, 0.9, 0.8, 0.7)
@@ -118,7 +117,7 @@ class Plan:
     curves : tuple of Curve
         With `UNIFORM`, which all are compared with, and `OPTIMAL`.
     texts : tuple of str
-        Of `texts.HELD_OUT`.
+        Of `texts.HELD_OUT`, in the page's order.
     passes : int
         Forward passes of each text, spread over it evenly.
     windows : int
@@ -126,7 +125,7 @@ class Plan:
     """
 
     curves: tuple[Curve, ...] = CURVES
-    texts: tuple[str, ...] = HELD_OUT
+    texts: tuple[str, ...] = TEXTS
     passes: int = 48
     windows: int = 2
 
