@@ -107,7 +107,7 @@ def summarise(counts: Sequence[Counts]) -> Score:
         for key in ("bits", "bytes", "tokens", "hits")
     )
     return Score(
-        *_ratio(bits, size), *_ratio(hits, tokens), int(size.sum()), int(tokens.sum()), len(counts)
+        *ratio(bits, size), *ratio(hits, tokens), int(size.sum()), int(tokens.sum()), len(counts)
     )  # fmt: skip
 
 
@@ -152,8 +152,13 @@ def score_all(model: Any, *, limit: int | None = None, progress: bool = False) -
     return {name: score(model, name, limit=limit) for name in names}
 
 
-def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
-    """Ratio of two sums over batches, and its 95 % interval (infinite from one batch)."""
+def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
+    """Ratio of two sums over batches, and its 95 % interval (infinite from one batch).
+
+    Parameters
+    ----------
+    above, below : float array (batches,)
+    """
     from scipy.stats import t
 
     value = float(above.sum() / below.sum())
