@@ -143,7 +143,7 @@ def tested(tests: list[str], changed: Mutant | None, seconds: float | None) -> t
 
 def run(results: Path, names: list[str], *, again: bool = False) -> None:
     """Test what has not been tested yet, or the survivors once more; one line of JSON per mutant."""
-    for name in ("hypothesis", "numba", "numpy", "pytest", "scipy.optimize"):
+    for name in ("numba", "numpy", "pytest", "scipy.optimize"):  # not what pytest rewrites
         importlib.import_module(name)
     sys.path.insert(0, str(Path.cwd()))
     old = read(results)
