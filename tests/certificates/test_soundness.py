@@ -23,6 +23,7 @@ from wdmoe_opt.certificates.exact_branches import contradicts
 from wdmoe_opt.certificates.exact_branches import restricted as exact_restricted
 from wdmoe_opt.certificates.exact_branches import tree_verdict as exact_tree_verdict
 from wdmoe_opt.certificates.facts import facts_of
+from wdmoe_opt.certificates.pricing import reprice
 from wdmoe_opt.certificates.tokens import TokenPrices, token_bound
 from wdmoe_opt.certificates.tree import DEADLINE, EXPERT, LOAD, PAIR, ROOT, Tree
 from wdmoe_opt.testing.arrays import Shape, random_arrays
@@ -146,8 +147,8 @@ def test_facts_under_restrictions_hold_for_every_selection_left(i: int, dispatch
             assert awake <= s["active"] <= usable, path
             assert (limited.least[0] <= s["sent"]).all(), path
             assert (s["sent"] <= limited.most[0]).all(), path
-            assert (limited.light[0] * s["sent"] <= s["work"] * (1 + 1e-15)).all(), path
-            assert (s["work"] <= limited.heavy[0] * s["sent"] * (1 + 1e-15)).all(), path
+            assert (limited.light[0] * s["sent"] <= s["work"] * (1 + 3e-16)).all(), path
+            assert (s["work"] <= limited.heavy[0] * s["sent"] * (1 + 3e-16)).all(), path
     assert closed > seen > 0.5 * closed
 
 
@@ -232,6 +233,38 @@ def test_limits_and_floors_lie_outward_by_the_tolerance_and_hardly_more(allocati
         assert block.low == block.high
     assert min(outward) >= 1
     assert max(outward) < 1.01
+
+
+@pytest.mark.parametrize("beyond", [0.9e-9, 2e-9])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "min_retention",
+        "min_token_retention",
+        "max_latency",
+        "bandwidth_min",
+        "bandwidth_max",
+        "total",
+        "fixed",
+    ],
+)
+def test_both_pricings_forgive_a_billionth_and_not_two(name: str, beyond: float) -> None:
+    keep, bandwidth = np.ones((2, 2, 3), dtype=bool), np.array([1e7, 1e7])
+    keep[0, 1, 2] = False
+    base, slack = wo.evaluate(small(), keep, bandwidth), beyond * 2e7
+    request = {
+        "min_retention": {"min_retention": base.block_retention[0] * (1 + beyond)},
+        "min_token_retention": {"min_token_retention": base.token_retention[0, 1] * (1 + beyond)},
+        "max_latency": {"max_latency": base.latency / (1 + beyond)},
+        "bandwidth_min": {"bandwidth_min": [0.0, 1e7 + slack]},
+        "bandwidth_max": {"bandwidth_max": [1e7 - slack, 2e7]},
+        "total": {},
+        "fixed": {"allocation": "fixed", "bandwidth": bandwidth - [slack, 0.0]},
+    }[name]
+    problem = small(**request)
+    used = bandwidth * (1 + beyond) if name == "total" else bandwidth
+    broken = bool(wo.evaluate(problem, keep, used).violations)
+    assert broken == bool(reprice(problem, keep, used).faults) == (beyond > 1e-9)
 
 
 def test_what_may_underflow_is_left_to_rational_arithmetic() -> None:
@@ -324,6 +357,21 @@ def test_what_tokens_pay_for_an_expert_is_its_price_at_least() -> None:
         margins.append([*deadline_margins(facts_of(problem), c), *map(float, exact)])
     np.testing.assert_allclose(margins[0], margins[2], rtol=1e-9)
     np.testing.assert_allclose(margins[1], margins[2], rtol=1e-9)
+
+
+def test_no_sum_is_taken_of_memory_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signalling NaNs there would warn, or raise where the caller's NumPy raises."""
+    problem = small(min_retention=0.9)
+    facts, c = facts_of(problem), Certificate(form="mean", **random_prices(problem, 3))
+    prices = TokenPrices(c.send, c.work, c.retention)
+    expected = token_bound(facts, prices)
+
+    def poisoned(shape: tuple[int, ...]) -> np.ndarray:
+        return np.full(shape, 0x7FF0000000000001, dtype=np.uint64).view(np.float64)
+
+    monkeypatch.setattr(np, "empty", poisoned)
+    with np.errstate(all="raise", under="ignore"):
+        np.testing.assert_array_equal(token_bound(facts, prices), expected)
 
 
 @pytest.mark.parametrize("dispatch", ["expert", "device"])
