@@ -404,6 +404,23 @@ def test_nine_candidates_cost_the_same_in_both_arithmetics(
             assert least >= point.objective
 
 
+@pytest.mark.parametrize("weights", [[0.7, 0.3], [1.0, 0.0]])
+@pytest.mark.parametrize("idle", [0, 1])
+def test_a_token_that_takes_no_time_has_no_bounded_ratio(weights: list[float], idle: int) -> None:
+    instance = Instance.from_arrays(
+        expert_ids=[[[0, 1]]],
+        gate_weights=[[weights]],
+        compute_time=np.where(np.arange(2) == idle, 0.0, 1e-3),
+        token_time_link=np.where(np.arange(2) == idle, 0.0, 1e-3),
+    )
+    problem = Problem(instance, objective="wlr-token", allocation="fixed")
+    c = Certificate(form="token-ratio", retention=[0.0])
+    for check in (inspect, inspect_exactly):
+        verdict = check(problem, c)
+        assert verdict.bound == np.inf
+        assert "takes no time" in verdict.failures[0]
+
+
 # ---------------------------------------------------------------------- verdicts on claims
 
 
