@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path, PurePath
 
-#: Lines and branches covered, in percent of all of them: slightly under what was measured (docs/testing.md).
+#: Lines and branches covered, in percent of all of them; 0 until a whole run has been measured.
 FLOORS = {"wdmoe_opt": 0.0, "formulations": 0.0, "instances": 0.0, "benchmarks": 0.0}
 
 

@@ -442,3 +442,9 @@ def test_nothing_selectable_has_no_trees_over_pairs() -> None:
     problem = next(p for p in map(random_problem, range(100)) if not p.selectable and p.instance.blocks == 1)
     with pytest.raises(wo.InputError, match="must lie within the problem"):
         check_roots(problem, chain(0, (Split(PAIR, 0, 0, 0.0, 0),))[0])
+
+
+def test_shapes_are_held_together_also_behind_an_array_left_out() -> None:
+    prices = {name: array for name, array in random_prices(small(), 1).items() if name != "share"}
+    with pytest.raises(wo.InputError, match="bandwidth: must have 2 blocks as send has, got 1"):
+        Certificate(form="mean", **{**prices, "bandwidth": prices["bandwidth"][:1]})
