@@ -7,7 +7,7 @@ the data and the code alone. The pictures need matplotlib.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -78,12 +78,22 @@ _NOTES = {
         "one token stands for a token type at layer 0, where routing depends on little else. All 64 experts "
         "are candidates. `TokenTypes.distribution` gives layers 7 and 15 as well."
     ),
+    "tiny-moe-gsm8k": (
+        "**A model of our own**, 7.0 million parameters (`wdmoe_opt.instances.tiny_moe`): small, "
+        "but the only one here whose weights ship with the package, so that a selection can be run through "
+        "it. The gate of all eight experts is stored, on the scale on which the top two sum to 1."
+    ),
+    "tiny-moe-humaneval": (
+        "As `tiny-moe-gsm8k`. The model was trained on no program text: its gate far from what it knows."
+    ),
+    "tiny-moe-shakespeare": "As `tiny-moe-gsm8k`.",
 }
 
 _EVIDENCE = """\
 | part | what it rests on |
 |---|---|
 | routing, gate weights | captured by others from runs of the named models; only the order was changed |
+| routing, tiny MoE | captured here from a model trained here |
 | routing, token types | averages of captured choices |
 | loads | captured; for Mixtral recovered from shares without loss |
 | expert sizes | the models' configurations |
@@ -159,7 +169,7 @@ def _section(name: str) -> str:
     facts = [
         ("model", manifest["model"]),
         ("model licence", manifest["model_licence"]),
-        ("data", f"{manifest['source']}, commit `{manifest['source_commit'][:12]}`, {found['licence']}"),
+        ("data", _source(manifest, found["licence"])),
         ("prompts", manifest["prompts"]),
         ("weights", manifest["weights_meaning"]),
         ("expert", f"{manifest['width']:,} x {manifest['expert_width']:,}, gated"),
@@ -173,6 +183,12 @@ def _section(name: str) -> str:
     text = [f"### {name}\n", f"{found['summary']}.\n", f"![{name}](images/{name}.png)\n"]
     text += [_NOTES[name] + "\n"] if name in _NOTES else []
     return "\n".join([*text, _table(("", ""), facts)])
+
+
+def _source(manifest: Mapping[str, Any], licence: str) -> str:
+    commit = manifest["source_commit"]
+    parts = (manifest["source"], f"commit `{commit[:12]}`" if commit else "", licence)
+    return ", ".join(part for part in parts if part)
 
 
 def _some(names: Sequence[str]) -> str:

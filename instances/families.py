@@ -91,6 +91,11 @@ def _deepseek(task: str, prompts: str) -> Family:
     )
 
 
+def _tiny_moe(text: str, prompts: str) -> Family:
+    path = DATA / "tiny-moe" / f"{text}.npz"
+    return Family(f"tiny-moe-{text}", f"tiny MoE (ours), 8 experts, top-2: {prompts}", path, "prefill", 512)
+
+
 FAMILIES = {
     family.name: family
     for family in (
@@ -128,6 +133,9 @@ FAMILIES = {
             "types",
             512,
         ),
+        _tiny_moe("gsm8k", "held-out problems of GSM8K, full gate"),
+        _tiny_moe("humaneval", "HumanEval, unlike anything it was trained on, full gate"),
+        _tiny_moe("shakespeare", "held-out tinyshakespeare, full gate"),
     )
 }
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # `profiles` and other helpers lie beside this file; with pytest's importlib mode it is not on the path.
@@ -15,3 +18,24 @@ if _folder not in sys.path:
 import profiles  # noqa: E402
 
 settings.load_profile(profiles.PROFILE)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Kernels as plain Python warn where compiled ones divide and overflow silently, by IEEE."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        config.addinivalue_line("filterwarnings", r"ignore::RuntimeWarning:wdmoe_opt\.kernels\..*")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The coverage profile: the first parameter sets of every test that needs no compiled kernels."""
+    if profiles.PROFILE != "coverage":
+        return
+    seen: Counter[str] = Counter()
+    kept, left = [], []
+    for item in items:
+        name = f"{item.parent.nodeid}::{getattr(item, 'originalname', item.name)}"
+        seen[name] += 1
+        few = seen[name] <= profiles.CASES and item.get_closest_marker("compiled") is None
+        (kept if few else left).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)

@@ -89,6 +89,7 @@ def test_any_points_and_bounds_make_a_frontier(shape: Shape, seed: int, token_fl
         assert front.bound_at(retention) <= best <= front.latency_at(retention) * (1 + 1e-9)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize(
     "request_fields", [{}, {"max_experts": 1}, {"candidates": 3}, {"dispatch": "device"}]
@@ -120,6 +121,7 @@ def test_enumerated_optimum_of_blocks_that_share_bandwidth(seed: int) -> None:
         assert front.latency_at(retention) >= best * (1 - 1e-9)
 
 
+@pytest.mark.compiled
 def test_captured_blocks(front: wo.Frontier) -> None:
     """On captured routing the curves are close, and the papers' baseline leaves much on the table."""
     check(front)
@@ -134,6 +136,7 @@ def test_captured_blocks(front: wo.Frontier) -> None:
     assert wdmoe.lower_bound < wdmoe.latency
 
 
+@pytest.mark.compiled
 def test_bounds_are_certified(front: wo.Frontier) -> None:
     """Every step of the lower curve is the certified bound of one floor, which the checker confirms."""
     proved = []
@@ -211,6 +214,7 @@ def test_floors_out_of_reach_are_listed() -> None:
         wo.frontier(problem, [0.99], policies=())
 
 
+@pytest.mark.compiled
 def test_threads_and_progress_change_nothing(front: wo.Frontier) -> None:
     """Two threads give the same bits, and the bar is told of every floor."""
     seen: list[tuple[int, int]] = []
@@ -286,6 +290,7 @@ def test_documented_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (tmp_path / "frontier.svg").exists()
 
 
+@pytest.mark.compiled
 def test_frame_and_text(front: wo.Frontier) -> None:
     """One row per floor and per policy, and the same in words."""
     frame = front.to_frame()

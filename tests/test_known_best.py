@@ -52,6 +52,7 @@ def test_tiny_problems(name: str) -> None:
         assert not list(contradictions(name, KNOWN[name], wo.solve(problem, method, time_limit=0.2)))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", captured_names())
 def test_captured_problems(name: str) -> None:
     """The default method contradicts no known value or bound, and is not far behind."""

@@ -127,6 +127,7 @@ def test_compute_energy_survives_a_long_link_delay() -> None:
     )
 
 
+@pytest.mark.compiled
 def test_energy_of_a_point_without_service_is_infinite_and_silent() -> None:
     """A loaded device with no bandwidth or no channel costs infinite energy, without a warning."""
     arrays = random_arrays(Shape(), 2)
@@ -335,6 +336,7 @@ def test_wlr_token_alone_prefers_a_single_expert() -> None:
 # ------------------------------------------------------------------ shipped instances
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", ["deepseek-v2-lite-intent", "gpt-oss-20b-decode"])
 @pytest.mark.parametrize("method", ["topk-uniform", "topk", "wdmoe"])
 def test_shipped_instances_are_priced_as_plain_python_does(name: str, method: str) -> None:

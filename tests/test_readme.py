@@ -39,6 +39,7 @@ def _command(line: str) -> list[str]:
     return [sys.executable, *({"wdmoe-opt": ["-m", "wdmoe_opt.cli"], "python": []}[program]), *arguments]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("line", [name for name in _outputs() if name != "example"])
 def test_command_output(line: str) -> None:
     """A command shown with its output prints exactly that."""
@@ -51,6 +52,7 @@ def test_command_output(line: str) -> None:
         assert printed == shown
 
 
+@pytest.mark.compiled
 def test_python_example() -> None:
     """The Python example prints what stands below it."""
     assert _run(sys.executable, "-c", _example()) == _outputs()["example"].rstrip()

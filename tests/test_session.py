@@ -300,6 +300,7 @@ def test_certify_per_call() -> None:
 # ------------------------------------------------------------------ loops and threads
 
 
+@pytest.mark.compiled
 def test_memory_stays_constant() -> None:
     """Thousands of calls allocate nothing that stays."""
     problem = make(16)

@@ -99,6 +99,7 @@ SEEN = {
 }
 
 
+@pytest.mark.compiled
 def test_problems_of_every_kind_are_drawn() -> None:
     """Two hundred examples of the strategy reach every option at least three times."""
     seen: Counter[str] = Counter()

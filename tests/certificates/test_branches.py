@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 from makers import largest_deadlines, near_prices, random_prices, random_problem, shared_certificate
+from profiles import enough, few
 from test_check import optimum, random_tolls
 
 import wdmoe_opt as wo
@@ -164,7 +165,7 @@ def shared_least(problem: Problem) -> list[tuple[np.ndarray, wo.Evaluation]]:
 def test_tolls_prove_no_more_than_restrictions_allow(start: int) -> None:
     """Shared form under restrictions, without and with random tolls."""
     count = 0
-    for seed in range(start, start + 50):
+    for seed in range(start, start + few(50)):
         problem = random_problem(seed)
         if not problem.selectable or problem.instance.total_bandwidth is None:
             continue
@@ -196,7 +197,7 @@ def test_tolls_prove_no_more_than_restrictions_allow(start: int) -> None:
                 bound, exactly = flat_verdict(facts, c).bound, exact_flat(blocks, c).bound
                 assert bound <= exactly <= min(left) * (1 + 1e-12), (seed, leaf)
                 count += 1
-    assert count > 10
+    assert enough(count, 10)
 
 
 def test_restrictions_tighten_the_bound() -> None:

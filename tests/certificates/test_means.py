@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from makers import mean_certificate, near_prices, random_prices, random_problem
+from profiles import enough, few
 from test_branches import inside, random_splits, shared_least
 from test_check import optimum
 
@@ -32,7 +33,7 @@ def boundable(seed: int) -> Problem | None:
 @pytest.mark.parametrize("start", range(0, 240, 40))
 def test_no_bound_exceeds_the_optimum(start: int) -> None:
     loose, count = [], 0
-    for seed in range(start, start + 40):
+    for seed in range(start, start + few(40)):
         problem = boundable(seed)
         best = optimum(problem)
         if best is None:
@@ -45,7 +46,7 @@ def test_no_bound_exceeds_the_optimum(start: int) -> None:
                 assert exact == pytest.approx(fast, rel=1e-7)
             loose.append(1 - max(fast, 0.0) / best.objective)
             count += 1
-    assert count > 20
+    assert enough(count, 20)
     assert min(loose) < 0.1  # the test has teeth
 
 
@@ -53,7 +54,7 @@ def test_no_bound_exceeds_the_optimum(start: int) -> None:
 def test_no_leaf_exceeds_its_restricted_optimum(start: int) -> None:
     """Under random restrictions; where one selection is left, some leaves are exact."""
     closest, count = np.inf, 0
-    for seed in range(start, start + 50):
+    for seed in range(start, start + few(50)):
         problem = random_problem(seed)
         if not problem.selectable or problem.instance.total_bandwidth is None:
             continue
@@ -83,7 +84,7 @@ def test_no_leaf_exceeds_its_restricted_optimum(start: int) -> None:
                 assert bound <= exactly <= min(left) * (1 + 1e-12), (seed, leaf)
                 closest = min(closest, 1 - bound / min(left))
                 count += 1
-    assert count > 10
+    assert enough(count, 10)
     assert closest < 0.1
 
 

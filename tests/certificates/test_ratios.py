@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from makers import deadline_certificate, near_prices, random_problem
+from profiles import enough, few
 
 import wdmoe_opt as wo
 from wdmoe_opt import Certificate, Problem
@@ -65,7 +66,7 @@ def ratio_certificate(problem: Problem, best: wo.Solution) -> Certificate | None
 @pytest.mark.parametrize("start", range(0, 80, 20))
 def test_ratio_per_block_is_bounded_from_above(start: int) -> None:
     loose, count = [], 0
-    for seed in range(start, start + 20):
+    for seed in range(start, start + few(20)):
         found = ratio_problem(seed, "wlr-block")
         if found is None:
             continue
@@ -81,7 +82,7 @@ def test_ratio_per_block_is_bounded_from_above(start: int) -> None:
             assert not np.isfinite(bound) or exact == pytest.approx(bound, rel=1e-9)
         loose.append(bound / best.objective - 1)
         count += 1
-    assert count > 4
+    assert enough(count, 4)
     assert np.quantile(loose, 0.3) < 0.2
 
 

@@ -35,8 +35,8 @@ def test_every_family_is_described(name: str) -> None:
     json.dumps(found, allow_nan=False)
     assert found["content_hash"].startswith("sha256:")
     assert found["version"] >= 1
-    assert found["licence"] in ("MIT", "Apache-2.0")
-    assert found["manifest"]["source_commit"]
+    assert found["licence"] in ("MIT", "Apache-2.0", "Apache-2.0, text MIT", "Apache-2.0, text public domain")
+    assert found["manifest"]["source_commit"] or name.startswith("tiny-moe")  # made here
     assert found["memory"]["fits"]
     assert found["statistics"]["load_skew"]["worst"] >= found["statistics"]["load_skew"]["median"] > 1
 

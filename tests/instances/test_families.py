@@ -33,6 +33,9 @@ PINNED = {
     "mixtral-8x7b-mmlu-load": (1, "sha256:96d698b74bda"),
     "olmoe-domains": (1, "sha256:b1e823913b3c"),
     "olmoe-token-types-averaged": (1, "sha256:7f64c55a8e4e"),
+    "tiny-moe-gsm8k": (1, "sha256:03ae99219b2f7c08"),
+    "tiny-moe-humaneval": (1, "sha256:15037e487090"),
+    "tiny-moe-shakespeare": (1, "sha256:8e80ae6735a2"),
 }
 
 
@@ -111,6 +114,14 @@ def test_the_six_of_deepseek_are_the_largest_of_a_softmax(name: str) -> None:
 def test_gpt_oss_has_no_weight_outside() -> None:
     mass = routing_of("gpt-oss-20b-decode").gate_weights.sum(axis=2)
     assert abs(mass - 1).max() < 0.0031
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith("tiny-moe")])
+def test_the_tiny_moe_has_its_full_gate(name: str) -> None:
+    routing = routing_of(name)
+    assert routing.full
+    assert (routing.blocks, routing.experts, routing.top_k) == (6, 8, 2)
+    assert abs(routing.gate_weights[:, :, :2].sum(axis=2) - 1).max() < 1e-5
 
 
 def test_mixtral_loads_are_whole_and_nearly_even() -> None:

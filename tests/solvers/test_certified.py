@@ -102,6 +102,7 @@ def test_gap_on_a_block_of_synthetic_gates(seed):
     assert found.latency <= wo.solve(problem, "alternating").latency * (1 + 1e-4)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gap_on_whole_captured_models(family):
     """26 blocks that share bandwidth, 64 experts on 8 boards, measured activation: within 1 %."""

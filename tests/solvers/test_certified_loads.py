@@ -45,6 +45,7 @@ def test_the_best_bandwidth_is_proved_on_random_loads(allocation):
         assert found.latency == pytest.approx(wo.solve(problem, "topk").latency, rel=1e-12)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("name", CAPTURED)
 def test_nothing_lies_below_the_bound_on_captured_loads(name, allocation):

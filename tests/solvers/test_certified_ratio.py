@@ -83,6 +83,7 @@ def test_blocks_that_share_bandwidth_stay_below_their_joint_bound(seed):
     assert found.objective >= oracle * (1 - 0.03)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     ("instance", "floor", "gap"),
     [

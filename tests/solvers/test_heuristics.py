@@ -132,6 +132,7 @@ def test_alternating_trace_is_monotone_and_never_worse_than_its_starts(allocatio
         assert values == sorted(values, reverse=True)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", captured())
 def test_alternating_beats_the_papers_policy_at_its_own_retention(name: str) -> None:
     """On whole captured models: at least as fast as Algorithm 1 with optimal bandwidth, block for block."""

@@ -101,6 +101,9 @@ def token_ratio_verdict(facts: Facts, c: Certificate) -> Verdict:
     assert c.retention is not None
     candidates, _, tokens = facts.pair.shape
     ratio = _pair_ratios(facts)
+    nothing = Verdict(np.inf, ("a token has no option, or one that takes no time",))
+    if not np.isfinite(ratio).all():
+        return nothing
     if candidates <= ENUMERATED:
         best = _best_options(facts, c.retention, ratio)
     else:
@@ -110,17 +113,17 @@ def token_ratio_verdict(facts: Facts, c: Certificate) -> Verdict:
     size = best.mean(axis=1) + paid
     bound = best.mean(axis=1) - paid + (tokens + 4 * candidates + 64) * EPS * size
     if not np.isfinite(bound).all():
-        return Verdict(np.inf, ("a token has no option, or one that takes no time",))
+        return nothing
     return Verdict(mean_up(bound))
 
 
 def _pair_ratios(facts: Facts) -> RealArray:
     """Gate weight over a token's time, (m, blocks, tokens); 0 where not allowed."""
     time, _, _ = link(facts, facts.high[:, :, None])
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         rate = 1 / (time[:, facts.hosts, 0] + facts.expert_compute)
-    none = np.zeros((rate.shape[0], 1))
-    ratios: RealArray = facts.weight * np.concatenate([rate, none], axis=1).ravel()[facts.pair]
+        none = np.zeros((rate.shape[0], 1))
+        ratios: RealArray = facts.weight * np.concatenate([rate, none], axis=1).ravel()[facts.pair]
     return ratios
 
 

@@ -86,9 +86,9 @@ def _expert_prices(facts: Facts, prices: TokenPrices) -> tuple[RealArray, RealAr
     base = np.empty((blocks, facts.experts + 1))
     send[:, :-1] = prices.send[:, facts.hosts]
     base[:, :-1] = prices.work[:, facts.hosts] * facts.expert_compute
+    base[:, -1] = np.inf
     if not facts.by_device:
         base += send
-    base[:, -1] = np.inf
     return send, base
 
 
