@@ -142,7 +142,7 @@ def test_a_device_profile_is_valid(tmp_path: Path) -> None:
         ("x.json", b"[]", "kind must be 'instance'"),
         ("x.json", b'{"launch_time": 1}', "profile.schema_version: is missing"),
         ("x.json", b'{"routing": {}}', "routing: needs either 'family' or 'file'"),
-        ("x.toml", b"\xff", "not valid TOML"),
+        ("x.toml", b"\xff", "not UTF-8 text (invalid start byte)"),
     ],
 )
 def test_what_is_not_valid_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
