@@ -11,6 +11,7 @@ from typing import Any
 from wdmoe_opt.archive import write_atomically
 from wdmoe_opt.benchmarks.what_dropping_costs.pictures import pictures
 from wdmoe_opt.benchmarks.what_dropping_costs.plan import (
+    BOTH,
     CHANNEL,
     FLEET,
     FOREIGN,
@@ -183,16 +184,21 @@ def _floors(findings: Findings, text: str) -> str:
         "A mean floor, drop only, by `certified`. The lowest floor measured whose loss increase stays below\n"
         "a limit, the upper end of its interval included, and so does that of every gentler one\n"
         f"({TITLES[text]}):\n",
-        _table(
-            ("loss increase at most", "floor", "loss increase", "accuracy, points", "latency"),
-            (_safe(findings, text, target) for target in TARGETS),
-        ),
+        _safe_table(findings, text, MAIN),
+        "The same where every token keeps at least half of its own weight (`min_token_retention=0.5`), here\n"
+        "its heavier expert:\n",
+        _safe_table(findings, text, BOTH),
     ]
     return "\n".join(lines)
 
 
-def _safe(findings: Findings, text: str, target: float) -> tuple[str, ...]:
-    chosen = safe_floor(findings.of(text, MAIN), target)
+def _safe_table(findings: Findings, text: str, curve: Curve) -> str:
+    heads = ("loss increase at most", "floor", "loss increase", "accuracy, points", "latency")
+    return _table(heads, (_safe(findings.of(text, curve), target) for target in TARGETS))
+
+
+def _safe(rows: list[Row], target: float) -> tuple[str, ...]:
+    chosen = safe_floor(rows, target)
     if chosen is None:
         return (_percent(target), "none measured", "", "", "")
     return (_percent(target), f"**{chosen.setting:g}**", *_costs(chosen))

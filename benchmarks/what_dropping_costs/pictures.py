@@ -11,9 +11,10 @@ from wdmoe_opt.benchmarks.what_dropping_costs.plan import LIGHTEST, MAIN, RANDOM
 from wdmoe_opt.benchmarks.what_dropping_costs.statistics import TARGETS, Row
 
 #: Okabe and Ito's palette, made for all kinds of colour vision.
-COLOURS = ("#0072B2", "#56B4E9", "#332288", "#009E73", "#117733", "#E69F00", "#CC79A7", "#D55E00", "#8C8C8C")
-POLICIES = ("certified", "certified-4", "certified-8", "certified-token", "certified-token-8", "greedy",
-            "greedy-wlr", "wdmoe", "wdmoe-default")  # fmt: skip
+COLOURS = ("#0072B2", "#56B4E9", "#332288", "#000000", "#009E73", "#117733", "#E69F00", "#CC79A7", "#D55E00",
+           "#8C8C8C")  # fmt: skip
+POLICIES = ("certified", "certified-4", "certified-8", "certified-both", "certified-token",
+            "certified-token-8", "greedy", "greedy-wlr", "wdmoe", "wdmoe-default")  # fmt: skip
 CONTROLS = (MAIN.name, LIGHTEST.name, SECOND.name, RANDOM.name)
 #: Loss increases below this share of plain top-2's are drawn on a linear scale.
 LINEAR = 0.001

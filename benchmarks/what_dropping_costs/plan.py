@@ -77,6 +77,9 @@ def _rerouted(candidates: int) -> dict[str, Any]:
 UNIFORM = Curve("topk-uniform", "plain top-2, equal bandwidth", "topk-uniform", "", (1.0,))
 OPTIMAL = Curve("topk", "plain top-2, optimal bandwidth", "topk", "", (1.0,))
 MAIN = Curve("certified", "certified, drop only", "session", "min_retention", (1.0, *_FLOORS))
+#: With two experts the heavier one has half of the weight or more, so that every token keeps it.
+BOTH = Curve("certified-both", "certified, drop only, half of every token", "session", "min_retention",
+             _FLOORS, {"min_token_retention": 0.5})  # fmt: skip
 LIGHTEST = Curve("lightest", "lightest anywhere", "lightest", "min_retention", (0.95, 0.9, 0.8, 0.7))
 SECOND = Curve("second", "second expert, random tokens", "second", "min_retention", (0.95, 0.9, 0.8, 0.7))
 RANDOM = Curve("random", "random expert, random tokens", "random", "min_retention", (0.95, 0.9, 0.8, 0.7))
@@ -89,6 +92,7 @@ CURVES = (
           _rerouted(4)),
     Curve("certified-8", "certified, re-routing among 8", "session", "min_retention", _FEW_FLOORS,
           _rerouted(8)),
+    BOTH,
     Curve("certified-token", "certified, floor per token", "session", "min_token_retention", _TOKEN_FLOORS),
     Curve("certified-token-8", "certified, floor per token, re-routing among 8", "session",
           "min_token_retention", (0.95, 0.9, 0.8, 0.7, 0.6), _rerouted(8)),
