@@ -100,8 +100,6 @@ def test_every_policy_meets_the_same_channel_and_saves_what_it_can(results: Resu
     assert (best < equal).all()
     np.testing.assert_allclose(of(results, MEAN, 1.0, "latency_ms"), best, rtol=1e-4)
     assert (of(results, MEAN, 0.8, "latency_ms") < best).all()
-    for curve in CONTROLS:
-        assert (of(results, curve, 0.8, "latency_ms") > of(results, MEAN, 0.8, "latency_ms")).all()
     assert len(set(equal.round(2).tolist())) == PLAN.passes, "the channel moves"
 
 
