@@ -86,7 +86,7 @@ def captured_names() -> list[str]:
 
 def problem_of(name: str) -> wo.Problem:
     """The problem behind a name."""
-    if name.startswith("tiny-"):
+    if name in tiny_names():
         return tiny_problem(int(name.removeprefix("tiny-")))
     instance, allocation = name.split()
     loaded = wo.load_instance(instance)
@@ -97,7 +97,7 @@ def problem_of(name: str) -> wo.Problem:
 def known(name: str, time_limit: float = TIME_LIMIT) -> tuple[Line, ...]:
     """Find out what can be said of a problem now."""
     problem = problem_of(name)
-    if name.startswith("tiny-"):
+    if name in tiny_names():
         return _enumerated(problem)
     able = [m for m in METHODS if not wo.registry.find_solver(m).refusal(problem)]
     found = [wo.solve(problem, m, rel_gap=CLOSED, time_limit=time_limit) for m in able]

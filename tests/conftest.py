@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -39,3 +42,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if few else left).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
+
+
+def _cut_short(signum: int, frame: Any) -> None:
+    pytest.skip(f"stopped after {profiles.SECONDS} s: what it ran is counted")
+
+
+def _bounded() -> Generator[None, Any, Any]:
+    """The coverage profile stops what takes long in plain Python."""
+    if profiles.PROFILE != "coverage" or not hasattr(signal, "setitimer"):
+        return (yield)
+    before = signal.signal(signal.SIGVTALRM, _cut_short)
+    signal.setitimer(signal.ITIMER_VIRTUAL, profiles.SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Bound what fixtures take."""
+    return (yield from _bounded())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Bound what a test takes."""
+    return (yield from _bounded())

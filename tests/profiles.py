@@ -1,7 +1,7 @@
 """How much is tried: WDMOE_TEST_PROFILE is "repeatable" (default), "long", "coverage" or "mutants".
 
 The last two are for kernels that run as plain Python (NUMBA_DISABLE_JIT=1): a few examples of each test, no
-search for smaller ones; "coverage" runs only the first parameter sets of each test.
+search for smaller ones; "coverage" runs only the first parameter sets of each test, for a few seconds each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ PROFILE = os.environ.get("WDMOE_TEST_PROFILE", "repeatable")
 #: By how much a profile multiplies examples; those of the long one are drawn anew in every run.
 FACTORS = {"repeatable": 1, "long": 20, "coverage": 0.05, "mutants": 0.2}
 #: How many parameter sets of one test the coverage profile runs.
-CASES = 3
+CASES = 1
+#: After how many seconds of CPU it stops a test, and a fixture.
+SECONDS = 3.0
 
 for _name in FACTORS:
     # Kernels compile on first use, so no deadline; the same examples on every machine but in the long run.
