@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path, PurePath
 
 #: Lines and branches covered, in percent of all of them; 0 until a whole run has been measured.
-FLOORS = {"wdmoe_opt": 0.0, "formulations": 0.0, "instances": 0.0, "benchmarks": 0.0}
+FLOORS = {"wdmoe_opt": 88.0, "formulations": 88.0, "instances": 66.0, "benchmarks": 60.0}
 
 
 def room(path: str) -> str:

@@ -270,6 +270,7 @@ def test_names_do_not_hide_each_other() -> None:
     assert wo.Frontier.__module__ == wo.frontier.__module__
 
 
+@pytest.mark.compiled
 def test_examples() -> None:
     """The examples in the docstrings run."""
     with warnings.catch_warnings():

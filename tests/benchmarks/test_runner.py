@@ -248,6 +248,7 @@ def test_floors_at_another_methods_retention():
     assert rows["greedy"]["latency_s"] < rows["wdmoe"]["latency_s"]
 
 
+@pytest.mark.compiled
 def test_compilation_is_measured_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     task = Task("test", CASE, Contestant("topk-uniform", "topk-uniform"), 0).to_json()

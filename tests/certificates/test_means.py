@@ -50,6 +50,7 @@ def test_no_bound_exceeds_the_optimum(start: int) -> None:
     assert min(loose) < 0.1  # the test has teeth
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("start", range(0, 300, 50))
 def test_no_leaf_exceeds_its_restricted_optimum(start: int) -> None:
     """Under random restrictions; where one selection is left, some leaves are exact."""

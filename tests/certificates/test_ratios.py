@@ -63,6 +63,7 @@ def ratio_certificate(problem: Problem, best: wo.Solution) -> Certificate | None
     return min(tries, key=lambda c: recompute(problem, c))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("start", range(0, 80, 20))
 def test_ratio_per_block_is_bounded_from_above(start: int) -> None:
     loose, count = [], 0
