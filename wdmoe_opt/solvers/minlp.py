@@ -166,17 +166,32 @@ def _gurobi_options(rel_gap: float, threads: int, seed: int) -> dict[str, Any]:
 
 
 def _maingo(model: Any, time_limit: float | None, rel_gap: float, threads: int, seed: int) -> Outcome:
+    from maingopy import MAiNGOException
     from pyomo.contrib.appsi.solvers.maingo import MAiNGO
 
+    _spell_out(model)
     solver = MAiNGO()
     solver.config.load_solution = False
     solver.config.mip_gap = rel_gap
     solver.config.time_limit = time_limit
-    result = solver.solve(model)
+    try:
+        result = solver.solve(model)
+    except MAiNGOException as error:
+        # Free bandwidth: it finds the rates' logarithms undefined somewhere, and gives up.
+        return Outcome(False, None, f"failed: {' '.join(str(error).split())}")
     found = result.best_feasible_objective is not None
     if found:
         result.solution_loader.load_vars()
     return Outcome(found, _finite(result.best_objective_bound), str(result.termination_condition))
+
+
+def _spell_out(model: Any) -> None:
+    """Replace named expressions by what they stand for: Pyomo's interface to MAiNGO does not know them."""
+    import pyomo.environ as pyo
+    from pyomo.core.expr.visitor import replace_expressions
+
+    for part in model.component_data_objects((pyo.Constraint, pyo.Objective), active=True):
+        part.set_value(replace_expressions(part.expr, {}, remove_named_expressions=True))
 
 
 def _bonmin(model: Any, time_limit: float | None, rel_gap: float, threads: int, seed: int) -> Outcome:
