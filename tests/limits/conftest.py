@@ -1,4 +1,4 @@
-"""Interrupts are heard also where tests run in the background: there they, and their children, ignore them."""
+"""Interrupts are heard also where tests run in the background: there they, like their children, are deaf."""
 
 from __future__ import annotations
 
