@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 #: Longest text of a value in a message.
 LONGEST = 200
@@ -14,6 +15,21 @@ class WdmoeError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Whole in a pickle, as process pools send it; values of foreign classes travel as text."""
+        state = {name: v if isinstance(v, _PLAIN) else shown(v) for name, v in vars(self).items()}
+        return _restored, (type(self), str(self), state)
+
+
+#: Types of attributes that any process can unpickle.
+_PLAIN = (int, float, str, tuple, type(None))
+
+
+def _restored(kind: type[WdmoeError], message: str, state: dict[str, Any]) -> WdmoeError:
+    error = kind.__new__(kind, message)
+    vars(error).update(state)
+    return error
 
 
 def one_line(text: str) -> str:

@@ -137,3 +137,22 @@ def test_a_cold_cache_raced_by_processes(tmp_path: Path) -> None:
     assert (late.returncode, errors) == (0, "")
     assert json.loads(output.removeprefix("ready\n")) == found[0]
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nbc")} == kernels  # it compiled nothing
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        wo.InputError("gain", "must be positive", index=(1, 2), value=-1.0),
+        wo.InputError("problem", "must be a Problem", value=lambda: None),
+        wo.UnknownNameError("method", "certifed", ["certified", "exact"]),
+        wo.UnsupportedError("it does not"),
+        wo.InstanceFileError("no file"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_come_back_from_other_processes_whole(error: wo.WdmoeError) -> None:
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is type(error)
+    assert str(found) == str(error)
+    assert vars(found).keys() == vars(error).keys()
+    assert getattr(found, "index", None) == getattr(error, "index", None)
