@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 #: Longest text of a value in a message.
@@ -23,7 +24,7 @@ class WdmoeError(Exception):
 
 
 #: Types of attributes that any process can unpickle.
-_PLAIN = (int, float, str, tuple, type(None))
+_PLAIN = (int, float, str, tuple, Path, type(None))
 
 
 def _restored(kind: type[WdmoeError], message: str, state: dict[str, Any]) -> WdmoeError:
