@@ -272,10 +272,12 @@ def register_solver(
 
 
 def add_solver(info: SolverInfo, *, replace: bool = False) -> SolverInfo:
-    """Register a ready-made `SolverInfo`; see `register_solver`."""
+    """Register a ready-made `SolverInfo`; see `register_solver`. The same one twice is one."""
     if not isinstance(info.name, str) or not info.name or info.name != info.name.strip().lower():
         raise InputError("name", "must be non-empty, lower case, without outer blanks", value=info.name)
-    if info.name == "auto" or (info.name in _SOLVERS and not replace):
+    present = _SOLVERS.get(info.name)
+    # A module that registers on import and is an entry point as well announces the same solver twice.
+    if info.name == "auto" or (present not in (None, info) and not replace):
         raise InputError("name", "is taken by another solver", value=info.name)
     _SOLVERS[info.name] = info
     return info

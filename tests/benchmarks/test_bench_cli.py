@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,27 @@ def test_an_announced_solver_joins_every_suite(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
     )
     assert done.stdout.strip() == "('announced', 'plugin')", done.stderr
+
+
+def test_the_example_as_an_installed_package_is_in_the_tables(tmp_path):
+    """Its module registers on import and is an entry point as well."""
+    package, out = tmp_path / "site", tmp_path / "out"
+    info = package / "toy_package-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[wdmoe_opt.solvers]\ntoy = toy_package:TOY\n")
+    shutil.copy(TOY, package / "toy_package.py")
+    paths = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = (sys.executable, "-m", "wdmoe_opt", "bench")
+    for arguments in (
+        ("run", "smoke", "--solver", "toy", "--solver", "topk-uniform", "--out", str(out)),
+        ("report", str(out)),
+    ):
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+        )
+        assert done.returncode == 0, done.stderr
+    assert "| toy | plugin |" in (out / "report" / "report.md").read_text("utf-8")
 
 
 def test_kernels_are_timed_against_bincount():
