@@ -27,6 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Kernels as plain Python warn where compiled ones divide and overflow silently, by IEEE."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         config.addinivalue_line("filterwarnings", r"ignore::RuntimeWarning:wdmoe_opt\.kernels\..*")
+    if profiles.PROFILE == "coverage":
+        # A test stopped inside a callback of the garbage collector cannot end there: the timer comes again.
+        config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -49,7 +52,7 @@ def _cut_short(signum: int, frame: Any) -> None:
     while inside is not None:
         if f"{os.sep}coverage{os.sep}" in inside.f_code.co_filename:
             # It may hold its lock, and would never give it back.
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0.01)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.01, profiles.SECONDS)
             return
         inside = inside.f_back
     pytest.skip(f"stopped after {profiles.SECONDS} s: what it ran is counted")
@@ -60,7 +63,7 @@ def _bounded() -> Generator[None, Any, Any]:
     if profiles.PROFILE != "coverage" or not hasattr(signal, "setitimer"):
         return (yield)
     before = signal.signal(signal.SIGVTALRM, _cut_short)
-    signal.setitimer(signal.ITIMER_VIRTUAL, profiles.SECONDS)
+    signal.setitimer(signal.ITIMER_VIRTUAL, profiles.SECONDS, profiles.SECONDS)
     try:
         return (yield)
     finally:

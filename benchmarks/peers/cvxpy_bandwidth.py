@@ -106,5 +106,6 @@ def within_limits(problem: Problem, bandwidth: RealArray) -> RealArray:
     t = problem.tables
     clipped = np.clip(bandwidth, t.low, t.high)
     used = clipped.sum(axis=-1, keepdims=True)
-    scaled: RealArray = clipped * np.minimum(t.total / used, 1.0)
-    return np.maximum(scaled, t.low)
+    # Stopped early a solver may have given nothing yet.
+    fits = np.divide(t.total, used, out=np.ones_like(used), where=used > t.total)
+    return np.maximum(clipped * fits, t.low)

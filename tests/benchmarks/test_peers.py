@@ -11,6 +11,7 @@ import pytest
 import wdmoe_opt as wo
 from wdmoe_opt.benchmarks.agreement import tiny_problem
 from wdmoe_opt.benchmarks.peers import PEERS, find_solver
+from wdmoe_opt.benchmarks.peers.cvxpy_bandwidth import within_limits
 from wdmoe_opt.benchmarks.runner.task import answer
 from wdmoe_opt.benchmarks.suites.generators import synthetic
 from wdmoe_opt.registry import Control
@@ -116,6 +117,12 @@ def test_no_time_gives_nothing_or_a_point_within_limits(name):
         assert not {"total_bandwidth", "bandwidth"} & {v.constraint for v in found.violations}
     else:
         assert math.isinf(found.latency)
+
+
+def test_a_solver_stopped_before_it_gave_bandwidth_leaves_none():
+    # Clarabel does so now and then after a millisecond.
+    problem = wo.Problem(synthetic(tokens=32))
+    np.testing.assert_array_equal(within_limits(problem, np.zeros((1, 8))), np.zeros((1, 8)))
 
 
 def test_a_missing_module_is_said(monkeypatch):
