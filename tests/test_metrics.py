@@ -178,9 +178,9 @@ def test_plain_point_violates_nothing() -> None:
         ({(1, 0): [1, 1, 1]}, {"max_experts": 1, "candidates": 3}, ("max_experts", (1, 0), 3.0, 1.0, 4)),
         ({(1, 1): [1, 0, 0]}, {"min_retention": [0.1, 0.8]}, ("min_retention", (1,), 0.75, 0.8, 1)),
         (
-            {(1, 1): [1, 0, 0], (0, 0): [1, 0, 0]},
+            {(1, 1): [1, 0, 0], (0, 0): [1, 0, 0], (0, 1): [1, 0, 0]},
             {"min_token_retention": 0.7},
-            ("min_token_retention", (1, 1), 0.5, 0.7, 2),
+            ("min_token_retention", (1, 1), 0.5, 0.7, 3),
         ),
     ],
 )
@@ -213,19 +213,15 @@ def test_bandwidth_violations(bandwidth: list[float], fields: dict[str, Any], wa
 def test_negative_bandwidth_is_reported() -> None:
     """A negative share is a violation of its own, and its device never answers."""
     found = violations(small(), TOP_2, [1e6, -2e6, 1e6])
-    assert [v[0] for v in found] == ["device_time", "bandwidth", "bandwidth_min"] or [
-        v[0] for v in found
-    ] == [
-        "device_time",
-        "bandwidth",
-    ]
-    assert found[1][1:4] == ((1,), -2e6, 0.0)
+    assert found[0][0] == "device_time"
+    assert found[1:] == [(name, (1,), -2e6, 0.0, 1) for name in ("bandwidth", "bandwidth_min")]
 
 
 def test_other_bandwidth_than_the_fixed_one_is_reported() -> None:
     """With allocation "fixed" every other bandwidth is a violation."""
     (found,) = violations(small(), TOP_2, [1e6, 1.5e6, 0.5e6], allocation="fixed")
     assert found == ("bandwidth (fixed)", (1,), 1.5e6, 1e6, 2)
+    assert violations(small(), TOP_2, EQUAL.copy(), allocation="fixed") == []
 
 
 def test_latency_cap_is_reported() -> None:
@@ -235,6 +231,17 @@ def test_latency_cap_is_reported() -> None:
     assert (violation.constraint, violation.index, violation.limit) == ("max_latency", (), 1e-4)
     assert violation.value == got.latency
     assert got.objective == got.retention == 1.0
+    for part, broken in ((1.0, 0), (1 - 0.9e-9, 0), (1 - 2e-9, 1)):
+        cap = part * got.latency
+        again = wo.evaluate(problem_of(small(), objective="retention", max_latency=cap), TOP_2, EQUAL)
+        assert len(again.violations) == broken
+
+
+def test_words_of_a_violation() -> None:
+    """One line: family, place, value, limit, and how many more there are."""
+    assert str(wo.Violation("total_bandwidth", (), 3.1e6, 3e6)) == "total_bandwidth = 3.1e+06, limit 3e+06"
+    worst = wo.Violation("min_retention", (1, 0), 0.75, 0.8, 3)
+    assert str(worst) == "min_retention[1, 0] = 0.75, limit 0.8 (worst of 3)"
 
 
 def test_tolerance_is_relative_1e_9() -> None:
