@@ -1,7 +1,7 @@
 """Mutation check of the metric and of the certificate code, see mutants.toml.
 
     python .ci/mutants.py run RESULTS.jsonl [GROUP...]     # from the root of a checkout; resumes
-    python .ci/mutants.py again RESULTS.jsonl              # the survivors once more, after tests were added
+    python .ci/mutants.py again RESULTS.jsonl [GROUP...]   # the survivors once more, after tests were added
     python .ci/mutants.py report RESULTS.jsonl > docs/mutants.md
 
 Mutants are those of Cosmic Ray's operators. Each is tested in a process forked from one that has imported
@@ -141,6 +141,17 @@ def tested(tests: list[str], changed: Mutant | None, seconds: float | None) -> t
     return ("survived" if os.WEXITSTATUS(status) == 0 else "killed"), took
 
 
+def judged(group: dict[str, Any], usual: dict[str, float], changed: Mutant) -> tuple[str, float]:
+    """Outcome by the group's short list of tests and, where it survives that, by the long one."""
+    took = 0.0
+    for name in ("tests", "then"):
+        outcome, more = tested(group[name], changed, PATIENCE * usual[name] + GRACE)
+        took += more
+        if outcome != "survived":
+            break
+    return outcome, took
+
+
 def run(results: Path, names: list[str], *, again: bool = False) -> None:
     """Test what has not been tested yet, or the survivors once more; one line of JSON per mutant."""
     for name in ("numba", "numpy", "pytest", "scipy.optimize"):  # not what pytest rewrites
@@ -150,17 +161,19 @@ def run(results: Path, names: list[str], *, again: bool = False) -> None:
     for group in CONFIG["group"]:
         if names and group["name"] not in names:
             continue
-        outcome, usual = tested(group["tests"], None, None)
-        if outcome != "survived":
-            raise SystemExit(f"the tests of {group['name']} fail without any mutant")
-        print(f"{group['name']}: {usual:.1f} s of CPU without mutants", file=sys.stderr)
+        usual = {}
+        for name in ("tests", "then"):
+            outcome, usual[name] = tested(group[name], None, None)
+            if outcome != "survived":
+                raise SystemExit(f"the tests of {group['name']} fail without any mutant")
+            print(f"{group['name']}, {name}: {usual[name]:.1f} s of CPU without mutants", file=sys.stderr)
         for found in drawn(group):
             known = old.get(key(found))
             if (known is None) if again else (known is not None):
                 continue
             if again and known["outcome"] != "survived":
                 continue
-            outcome, took = tested(group["tests"], found, PATIENCE * usual + GRACE)
+            outcome, took = judged(group, usual, found)
             line = {name: text for name, text in found.items() if name != "source"}
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, "outcome": outcome, "seconds": round(took, 2)}) + "\n")

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from wdmoe_opt.archive import write_atomically
+from wdmoe_opt.archive import write_text
 from wdmoe_opt.benchmarks.report.command import write
 from wdmoe_opt.benchmarks.report.page import Page, make_page
 from wdmoe_opt.benchmarks.report.render import markdown_table
@@ -106,7 +106,7 @@ def main() -> None:
     page = PAGE.read_text()
     head, rest = page.split(BEGIN)
     text = f"{head}{BEGIN}\n\n{chr(10).join(measured()).rstrip()}\n\n{END}{rest.split(END)[1]}"
-    write_atomically(PAGE, lambda stream: stream.write(text.encode()))
+    write_text(PAGE, text)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 
 import wdmoe_opt as wo
-from wdmoe_opt.archive import write_atomically
+from wdmoe_opt.archive import write_text
 from wdmoe_opt.benchmarks.agreement import tiny_problem
 from wdmoe_opt.problem import Allocation
 
@@ -145,7 +145,7 @@ def write(lines: KnownBest, path: Path = FILE) -> None:
         rows = ",\n  ".join(json.dumps(asdict(fact)) for fact in facts)
         parts.append(f" {json.dumps(name)}: [\n  {rows}\n ]")
     text = "{\n" + ",\n".join(parts) + "\n}\n"
-    write_atomically(path, lambda stream: stream.write(text.encode()))
+    write_text(path, text)
 
 
 def better_of(before: tuple[Line, ...], now: tuple[Line, ...]) -> tuple[Line, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wdmoe_opt.archive import write_atomically
 from wdmoe_opt.instances.families import Family
 from wdmoe_opt.instances.load_file import LoadFile
 from wdmoe_opt.instances.routing_file import RoutingFile, expert_counts
@@ -47,7 +48,9 @@ def draw_family(family: Family, path: Path) -> None:
             _draw_prompts(figure, source)
         else:
             _draw_domains(figure, source)
-        figure.savefig(path, metadata={"Software": None})
+        write_atomically(
+            path, lambda stream: figure.savefig(stream, format="png", metadata={"Software": None})
+        )
 
 
 def _draw_routing(figure: Any, routing: RoutingFile) -> None:

@@ -88,7 +88,7 @@ def test_rate_needs_bandwidth_and_signal(b: float, c: float) -> None:
 
 
 def test_rate_where_the_ratio_overflows() -> None:
-    """c / b is beyond floats, the logarithm is not."""
+    """The ratio is beyond floats, its logarithm is not."""
     with mp.workdps(60):
         want = mp.mpf(1e-300) * mp.log1p(mp.mpf(1e300) / mp.mpf(1e-300)) / mp.log(2)
     assert rate(1e-300, 1e300) == pytest.approx(float(want), rel=1e-13)

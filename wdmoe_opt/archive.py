@@ -221,6 +221,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, all of it or nothing; see `write_atomically`."""
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
 def json_copy(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a deep copy of a manifest as JSON sees it.
 

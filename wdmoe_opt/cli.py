@@ -237,7 +237,7 @@ def frontier_command(
     as_json: AsJson = False,
 ) -> None:
     """Find the least latency at every retention, with certified bounds, and what policies leave unused."""
-    from wdmoe_opt.archive import write_atomically
+    from wdmoe_opt.archive import write_text
     from wdmoe_opt.pareto import POLICIES, frontier
     from wdmoe_opt.pareto_plot import check_target
     from wdmoe_opt.report import frontier_csv, frontier_json, frontier_view
@@ -266,7 +266,7 @@ def frontier_command(
     if plot is not None:
         front.plot(plot)
     if csv_file is not None:
-        write_atomically(csv_file, lambda stream: stream.write(frontier_csv(front).encode()))
+        write_text(csv_file, frontier_csv(front))
     if as_json:
         _print_json(frontier_json(front))
     else:

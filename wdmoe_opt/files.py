@@ -24,7 +24,7 @@ from wdmoe_opt.archive import (
     read_archive,
     read_json,
     write_archive,
-    write_atomically,
+    write_text,
 )
 from wdmoe_opt.errors import InputError, InstanceFileError
 from wdmoe_opt.instance import Instance
@@ -83,7 +83,7 @@ def save_instance(instance: Instance, path: str | Path) -> str:
     full = {**json_copy(manifest), **LAYOUT.header()}
     full["content_hash"] = content_hash(arrays, full)
     text = dump_json({**full, "arrays": {n: _json_value(a) for n, a in arrays.items()}}, indent=1)
-    write_atomically(path, lambda stream: stream.write(text.encode()))
+    write_text(path, text)
     return str(full["content_hash"])
 
 

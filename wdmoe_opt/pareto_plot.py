@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wdmoe_opt.archive import write_atomically
 from wdmoe_opt.errors import InputError, UnsupportedError
 from wdmoe_opt.pareto import mark_words
 
@@ -44,7 +45,8 @@ def check_target(path: str | Path) -> Path:
     except ImportError:
         raise UnsupportedError("plots need matplotlib; install wdmoe_opt[plot]") from None
     path = Path(path)
-    known = sorted(Figure().canvas.get_supported_filetypes())
+    # PGF is written to named files only, which would be there half before it is whole.
+    known = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf"})
     if path.suffix[1:].lower() not in known:
         raise InputError("plot", f"must end in one of {', '.join(known)}", value=str(path))
     if not path.parent.is_dir():
@@ -72,8 +74,9 @@ def plot_frontier(front: Frontier, target: str | Path | Any) -> Any:
         figure.draw_without_rendering()
         _label(front, axes)
         # Without the version of the drawing program, equal frontiers give equal files.
-        metadata = {"Software": None} if path.suffix.lower() == ".png" else None
-        figure.savefig(path, metadata=metadata)
+        kind = path.suffix[1:].lower()
+        metadata = {"Software": None} if kind == "png" else None
+        write_atomically(path, lambda stream: figure.savefig(stream, format=kind, metadata=metadata))
     return axes
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wdmoe_opt.archive import write_atomically
+from wdmoe_opt.archive import write_text
 from wdmoe_opt.benchmarks.what_dropping_costs.plan import Curve, key
 from wdmoe_opt.errors import InputError
 from wdmoe_opt.validation import RealArray
@@ -73,7 +73,7 @@ class Results:
             for text, units in self.units.items()
         ]
         content = f'{{"about": {_line(self.about)},\n"units": {{\n' + ",\n".join(texts) + "\n}}\n"
-        write_atomically(path, lambda stream: stream.write(content.encode()))
+        write_text(path, content)
 
 
 def read(path: Path) -> Results:

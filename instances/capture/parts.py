@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wdmoe_opt.archive import ArchiveError, read_json, write_atomically, write_text
 from wdmoe_opt.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,16 +59,18 @@ class PartStore:
         ------
         InputError
             Naming the first setting that differs.
+        InstanceFileError
+            If the folder's settings cannot be read.
         """
         note = self.folder / "settings.json"
         wanted = json.loads(json.dumps(dict(settings)))
         if not note.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = note.with_suffix(".partial")
-            partial.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-            partial.replace(note)
+            write_text(note, json.dumps(wanted, indent=2))
             return
-        found = json.loads(note.read_text(encoding="utf-8"))
+        found = read_json(note)
+        if not isinstance(found, dict):
+            raise ArchiveError(note, "must hold the settings of a capture; remove its folder to start afresh")
         for key in sorted({*wanted, *found}):
             if wanted.get(key) != found.get(key):
                 rule = f"{self.folder} was begun with {found.get(key)!r}; remove that folder to start afresh"
@@ -93,10 +96,7 @@ class PartStore:
         part = np.empty((self.blocks, int(self.offsets[stop] - self.offsets[start])), dtype=self.record)
         part["ids"] = np.concatenate(ids, axis=1)
         part["weights"] = np.concatenate(weights, axis=1)
-        partial = self.folder / "writing.partial"
-        with partial.open("wb") as stream:
-            np.save(stream, part, allow_pickle=False)
-        partial.replace(self._path(start, stop))
+        write_atomically(self._path(start, stop), lambda stream: np.save(stream, part, allow_pickle=False))
 
     def pieces(self, field: str) -> Iterator[NDArray[Any]]:
         """Yield ``field`` of the whole capture in (blocks, tokens, m) order, a block of a part at a time."""
@@ -121,7 +121,7 @@ class PartStore:
             return False
         try:
             part = self._open(start, stop)
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             return False
         tokens = int(self.offsets[stop] - self.offsets[start])
         return part.dtype == self.record and part.shape == (self.blocks, tokens)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wdmoe_opt.archive import ArchiveError, parse_json, regular_file
 from wdmoe_opt.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,13 +52,17 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises
     ------
     InputError
-        If the file cannot be read or holds no prompt; a bad line is named by its number, from 1.
+        If the file cannot be read, is no regular one, or holds no prompt; a bad line is named by its number,
+        from 1.
     """
-    path = Path(path)
     try:
+        path = regular_file(path)
         lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError("prompts", f"cannot be read ({error.strerror})", value=str(path)) from None
+    except ArchiveError as error:
+        raise InputError("prompts", error.rule, value=str(path)) from None
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", "out of memory")
+        raise InputError("prompts", f"cannot be read ({reason})", value=str(path)) from None
     parse = _json_prompt if path.suffix.lower() in _JSON_LINES else None
     prompts = []
     for number, line in enumerate(lines, start=1):
@@ -112,14 +117,20 @@ def _decoded(where: str, line: bytes) -> str:
 
 def _json_prompt(where: str, text: str) -> str:
     try:
-        record = json.loads(text)
+        record = parse_json(text)
     except json.JSONDecodeError as error:
         raise InputError("prompts", f"{where}: must be JSON ({error.msg}, column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError("prompts", f"{where}: must be JSON ({error})") from None
     found = [record[name] for name in _FIELDS if name in record] if isinstance(record, dict) else []
     if len(found) != 1:
         raise InputError("prompts", f'{where}: must be an object with a "prompt" or a "text" field')
     if not isinstance(found[0], str) or not found[0].strip():
         raise InputError("prompts", f"{where}: must be a text that is not empty", value=found[0])
+    try:
+        found[0].encode()
+    except UnicodeEncodeError as error:
+        raise InputError("prompts", f"{where}: must be Unicode ({error.reason})") from None
     return found[0]
 
 

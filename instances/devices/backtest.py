@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wdmoe_opt.archive import write_text
 from wdmoe_opt.errors import InputError
 from wdmoe_opt.instances.devices.derive import (
     Fit,
@@ -22,7 +23,7 @@ from wdmoe_opt.instances.devices.derive import (
     fitted_rows,
     flop_per_bert_sample,
 )
-from wdmoe_opt.instances.devices.profile import LEVELS, DeviceProfile, Range, expert_weights, write_text
+from wdmoe_opt.instances.devices.profile import LEVELS, DeviceProfile, Range, expert_weights
 from wdmoe_opt.instances.devices.rows import KERNELS_PER_EXPERT, Row, mlperf, read_rows
 
 if TYPE_CHECKING:

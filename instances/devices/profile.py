@@ -35,7 +35,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from wdmoe_opt.archive import as_path, read_json, write_atomically
+from wdmoe_opt.archive import as_path, read_json, write_text
 from wdmoe_opt.errors import InputError, UnknownNameError
 from wdmoe_opt.validation import real_scalar
 
@@ -265,11 +265,6 @@ def load_profile(name: str, precision: str = "fp16") -> DeviceProfile:
 @cache
 def _shipped() -> tuple[DeviceProfile, ...]:
     return tuple(DeviceProfile.from_dict(entry) for entry in read_json(PROFILES_FILE)["profiles"])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file; it appears whole or not at all."""
-    write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
 def _check_keys(name: str, data: Any, required: tuple[str, ...], optional: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import nnls
 
-from wdmoe_opt.archive import as_path, read_json, write_atomically
+from wdmoe_opt.archive import as_path, read_json, write_text
 from wdmoe_opt.errors import InputError, InstanceFileError, WdmoeError
 from wdmoe_opt.instances.profiling.measure import KIND, SCHEMA_VERSION
 from wdmoe_opt.validation import RealArray, real_scalar
@@ -104,7 +104,7 @@ def fit_profile(measurement: Mapping[str, Any], name: str | None = None) -> dict
 def write_profile(path: str | Path, profile: Mapping[str, Any]) -> None:
     """Write a device profile file, replacing an older one only when all is written."""
     text = json.dumps(dict(profile), indent=2, allow_nan=False) + "\n"
-    write_atomically(as_path(path), lambda stream: stream.write(text.encode()))
+    write_text(as_path(path), text)
 
 
 def model_time(launch: float, bandwidth: float, rate: float, size: float, weights: Any, tokens: Any) -> Any:

@@ -13,18 +13,19 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from wdmoe_opt.archive import write_text
 from wdmoe_opt.errors import InputError
 from wdmoe_opt.instances.tiny_moe import checkpoint
 from wdmoe_opt.instances.tiny_moe.batches import Batches
 from wdmoe_opt.instances.tiny_moe.evaluate import score_all
-from wdmoe_opt.instances.tiny_moe.model import Shape, libraries, new_model
+from wdmoe_opt.instances.tiny_moe.model import Shape, libraries, model_of, new_model
 from wdmoe_opt.instances.tiny_moe.texts import TRAINING
 from wdmoe_opt.instances.tiny_moe.tokens import stream
 from wdmoe_opt.validation import whole
@@ -62,6 +63,22 @@ class Plan:
     balance: float = 0.005
     seed: int = 1
     threads: int = 2
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> Plan:
+        """Plan of what a checkpoint says.
+
+        Raises
+        ------
+        InputError
+            If a field is missing, unknown or of another type.
+        """
+        kinds = {one.name: type(one.default) for one in fields(cls) if one.name != "shape"}
+        for name in sorted({"shape", *kinds, *found}):
+            kind = kinds.get(name, Mapping)
+            if name not in {"shape", *kinds} or not isinstance(found.get(name), kind):
+                raise InputError(f"plan.{name}", "must be a field of a plan, of its type")
+        return cls(**{**found, "shape": Shape.read(found["shape"])})
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -106,11 +123,9 @@ class Run:
         """
         if (folder / "plan.json").exists():
             raise InputError("out", "holds a run already; continue it with --resume", value=str(folder))
-        run = cls._new(plan, folder)
+        run = cls._new(plan, folder, new_model(plan.shape, plan.seed))
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "plan.json.partial"
-        partial.write_text(json.dumps(asdict(plan), indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / "plan.json")
+        write_text(folder / "plan.json", json.dumps(asdict(plan), indent=2) + "\n")
         run.save()
         return run
 
@@ -121,23 +136,24 @@ class Run:
         Raises
         ------
         InputError
-            If there is none.
+            If there is none, or its parts do not fit.
         """
         state = checkpoint.load(folder)
-        known = dict(state["plan"])
-        run = cls._new(Plan(**{**known, "shape": Shape(**known["shape"])}), folder)
-        run.model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
+        plan = Plan.read(state["plan"])
+        run = cls._new(plan, folder, model_of(plan.shape, state["model"]).train())
+        try:
+            run.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError("run", f"its optimizer does not fit ({error})", value=str(folder)) from None
         run.step, run.seconds = state["step"], state["seconds"]
         _forget(folder / "log.jsonl", run.step)
         return run
 
     @classmethod
-    def _new(cls, plan: Plan, folder: Path) -> Run:
+    def _new(cls, plan: Plan, folder: Path, model: Any) -> Run:
         torch, _ = libraries()
         torch.set_num_threads(plan.threads)
         torch.use_deterministic_algorithms(True)
-        model = new_model(plan.shape, plan.seed)
         optimizer = _optimizer(torch, model, plan)
         batches = Batches(stream(*TRAINING), plan.shape.context, plan.batch, plan.seed)
         return cls(plan, folder, model, optimizer, batches)
@@ -250,9 +266,7 @@ def _forget(log: Path, step: int) -> None:
     # A line cut short by a crash is the last one, and later than the checkpoint.
     whole_lines = [line for line in lines if line.endswith("}")]
     kept = [line for line in whole_lines if json.loads(line)["step"] <= step]
-    partial = log.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    partial.replace(log)
+    write_text(log, "".join(f"{line}\n" for line in kept))
 
 
 @contextmanager

@@ -22,10 +22,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from wdmoe_opt.archive import (
+    ArchiveError,
+    parse_json,
+    read_json,
+    regular_file,
+    write_atomically,
+    write_text,
+)
 from wdmoe_opt.errors import InputError, InstanceFileError
 from wdmoe_opt.instances.tiny_moe import checkpoint
 from wdmoe_opt.instances.tiny_moe.evaluate import Score, score_all
-from wdmoe_opt.instances.tiny_moe.model import Shape, libraries, new_model
+from wdmoe_opt.instances.tiny_moe.model import TIED, Shape, libraries, model_of
 from wdmoe_opt.instances.tiny_moe.texts import HELD_OUT, TRAINING, text_hash
 from wdmoe_opt.instances.tiny_moe.tokens import tokenizer
 
@@ -37,7 +45,6 @@ SCALE = ".scale"
 #: How far a score may be from the card on another machine: other sums, other roundings.
 TOLERANCE = 1e-3
 _EXACT = (".mlp.gate.weight", "norm.weight")
-_TIED = "lm_head.weight"
 
 
 def pack(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +63,7 @@ def pack(state: Mapping[str, Any]) -> dict[str, Any]:
     torch, _ = libraries()
     packed = {}
     for name, value in state.items():
-        if name == _TIED:
+        if name == TIED:
             continue
         if name.endswith(_EXACT):
             packed[name] = value.float().contiguous()
@@ -74,7 +81,7 @@ def unpack(packed: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in packed.items()
         if not name.endswith(SCALE)
     }
-    return {**state, _TIED: state["model.embed_tokens.weight"]}
+    return {**state, TIED: state["model.embed_tokens.weight"]}
 
 
 def save_weights(model: Any, folder: Path, shape: Shape) -> Path:
@@ -91,7 +98,8 @@ def save_weights(model: Any, folder: Path, shape: Shape) -> Path:
     if len(content) > SIZE_LIMIT:
         raise InputError("model", f"its weights must fit into {SIZE_LIMIT} bytes", value=len(content))
     folder.mkdir(parents=True, exist_ok=True)
-    return _replace(folder / WEIGHTS, content)
+    write_atomically(folder / WEIGHTS, lambda stream: stream.write(content))
+    return folder / WEIGHTS
 
 
 def load_weights(folder: str | Path = DATA) -> Any:
@@ -105,7 +113,7 @@ def load_weights(folder: str | Path = DATA) -> Any:
     Raises
     ------
     InstanceFileError
-        If the file is missing, or not what a card beside it says.
+        If the file is missing, no weights file, or not what a card beside it says.
     UnsupportedError
         If the extra ``capture`` is not installed.
     """
@@ -113,26 +121,36 @@ def load_weights(folder: str | Path = DATA) -> Any:
     from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise InstanceFileError(f"{path}: missing")
+    path = regular_file(folder / WEIGHTS, SIZE_LIMIT)
     if (folder / CARD).is_file() and read_card(folder)["sha256"] != _sha256(path):
         raise InstanceFileError(f"{path}: content does not match the hash in {CARD}")
     try:
         with safe_open(path, framework="pt") as file:
-            shape = Shape(**json.loads(file.metadata()["shape"]))
+            shape = Shape.read(parse_json((file.metadata() or {}).get("shape", "null")))
             packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InstanceFileError(f"{path}: is not a weights file of the tiny MoE ({error})") from None
-    model = new_model(shape, seed=0)
-    model.load_state_dict(unpack(packed))
-    return model.eval()
+        return model_of(shape, unpack(packed))
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ArchiveError(path, f"is not a weights file of the tiny MoE ({reason})") from None
 
 
 def read_card(folder: str | Path = DATA) -> dict[str, Any]:
-    """Card of the weights in a folder."""
-    card: dict[str, Any] = json.loads((Path(folder) / CARD).read_text(encoding="utf-8"))
-    return card
+    """Card of the weights in a folder.
+
+    Raises
+    ------
+    InstanceFileError
+        If it is missing, or no card.
+    """
+    path = Path(folder) / CARD
+    card = read_json(path, SIZE_LIMIT)
+    try:
+        stated = (card["sha256"], *(card["held_out"][name]["bits_per_byte"] for name in HELD_OUT))
+    except (KeyError, TypeError):
+        stated = ()
+    if not stated or not isinstance(stated[0], str) or not all(isinstance(x, float) for x in stated[1:]):
+        raise ArchiveError(path, "must state sha256, and bits_per_byte of each text that was held out")
+    return dict(card)
 
 
 def export(
@@ -202,7 +220,8 @@ def export(
             for name, one in scores.items()
         },
     }
-    _replace(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
+    text = json.dumps(card, indent=2) + "\n"
+    write_text(folder / CARD, text)
     return card
 
 
@@ -220,7 +239,7 @@ def check(folder: str | Path = DATA, *, progress: bool = False) -> dict[str, dic
         If file and card do not fit, or a difference is beyond `TOLERANCE`.
     """
     card = read_card(folder)
-    scores = score_all(load_weights(folder), limit=card["batches_limit"], progress=progress)
+    scores = score_all(load_weights(folder), limit=card.get("batches_limit"), progress=progress)
     report = {}
     for name in HELD_OUT:
         stated, found = card["held_out"][name]["bits_per_byte"], scores[name].bits_per_byte
@@ -254,12 +273,6 @@ def _machine() -> str:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    return partial.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -207,10 +207,11 @@ class TestModel:
     def test_foreign_weights_are_refused(self, run: Any, tmp_path: Path) -> None:
         from wdmoe_opt.instances.tiny_moe.weights import load_weights, save_weights
 
-        with pytest.raises(InstanceFileError, match="missing"):
+        with pytest.raises(InstanceFileError, match="No such file"):
             load_weights(tmp_path)
         path = save_weights(run.model, tmp_path, self.SHAPE)
-        (tmp_path / "card.json").write_text('{"sha256": "0"}', "utf-8")
+        card = {"sha256": "0", "held_out": {name: {"bits_per_byte": 1.0} for name in HELD_OUT}}
+        (tmp_path / "card.json").write_text(json.dumps(card), "utf-8")
         with pytest.raises(InstanceFileError, match="hash"):
             load_weights(tmp_path)
         (tmp_path / "card.json").unlink()
