@@ -41,6 +41,6 @@ def few(count: int) -> int:
     return max(round(count * min(FACTORS[PROFILE], 1)), 1)
 
 
-def enough(found: int, wanted: int) -> bool:
-    """Whether more than so many cases were found, where the profile leaves none out."""
+def enough(found: float, wanted: float) -> bool:
+    """Whether one number is above another, such as cases found and wanted; not asked where few are tried."""
     return found > wanted or FACTORS[PROFILE] < 1

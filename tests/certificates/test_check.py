@@ -77,7 +77,7 @@ def test_no_bound_exceeds_the_optimum(start: int) -> None:
                 bound_gap.append(1 - max(bound, 0) / best.objective)
             count += 1
     assert enough(count, 30)
-    assert np.quantile(bound_gap, 0.25) < 0.05  # the test has teeth
+    assert enough(0.05, np.quantile(bound_gap, 0.25))  # the test has teeth
 
 
 # ---------------------------------------------------------------------- parts
