@@ -108,4 +108,5 @@ def within_limits(problem: Problem, bandwidth: RealArray) -> RealArray:
     used = clipped.sum(axis=-1, keepdims=True)
     # Stopped early a solver may have given nothing yet.
     fits = np.divide(t.total, used, out=np.ones_like(used), where=used > t.total)
-    return np.maximum(clipped * fits, t.low)
+    scaled: RealArray = np.maximum(clipped * fits, t.low)
+    return scaled

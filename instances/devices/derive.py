@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wdmoe_opt.archive import write_text
 from wdmoe_opt.instances.devices import rows as measured
 from wdmoe_opt.instances.devices.profile import (
     PROFILES_FILE,
     SCHEMA_VERSION,
     DeviceProfile,
     Range,
-    write_text,
 )
 from wdmoe_opt.instances.devices.rows import KERNELS_PER_EXPERT, Figure, Row
 from wdmoe_opt.instances.devices.shapes import SHAPES
