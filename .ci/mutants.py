@@ -90,10 +90,12 @@ def drawn(group: dict[str, Any]) -> Iterator[Mutant]:
     """A group's mutants: all, or a sample by the configured seed, in an order of its own."""
     found = [(path, *place) for path in group["modules"] for place in places(path)]
     sample = min(group.get("sample", len(found)), len(found))
+    alike: Counter[tuple[str, ...]] = Counter()
     for place in random.Random(CONFIG["seed"]).sample(found, sample):
         made = mutant(*place)
         if made is not None:
-            yield {**made, "group": group["name"], "of": str(len(found))}
+            yield {**made, "nth": str(alike[key(made)]), "group": group["name"], "of": str(len(found))}
+            alike[key(made)] += 1
 
 
 # ---------------------------------------------------------------------- running
@@ -180,8 +182,9 @@ def run(results: Path, names: list[str], *, again: bool = False) -> None:
 
 
 def key(mutant: Mutant) -> tuple[str, ...]:
-    """What identifies a mutant as long as its function stays as it is."""
-    return tuple(mutant[name] for name in ("path", "where", "operator", "before", "after"))
+    """What identifies a mutant as long as its function stays as it is; ``nth`` tells equal lines apart."""
+    names = ("path", "where", "operator", "before", "after", "nth")
+    return tuple(mutant.get(name, "0") for name in names)
 
 
 def read(results: Path) -> dict[tuple[str, ...], dict[str, Any]]:
