@@ -176,6 +176,20 @@ def test_unloaded_devices_get_their_minimum_only() -> None:
     assert (allocate(arrays, "per-block").bandwidth[:, 2] == arrays["bandwidth_min"][2]).all()
 
 
+def test_pairs_that_do_not_exist_load_no_device() -> None:
+    """A kept column without an expert counts for nobody, least of all for the last device."""
+    instance = wo.Instance.from_arrays(
+        expert_ids=[[[0, 1], [1, -1]], [[0, -1], [1, 2]]], top_k=2, compute_time=[1e-4, 2e-4, 3e-4],
+        gate_weights=[[[0.6, 0.4], [1.0, 0.0]], [[1.0, 0.0], [0.6, 0.4]]], gain_down=3 * [1e-9],
+        gain_up=3 * [1e-9], power_down=1.0, power_up=0.1, noise_density=4e-21, total_bandwidth=3e6,
+        bits_down=1e4, bits_up=1e4,
+    )  # fmt: skip
+    problem = wo.Problem(instance, allocation="per-block")
+    everything = np.ones((2, 2, 2), dtype=bool)
+    found, want = (wo.allocate_bandwidth(problem, keep) for keep in (everything, problem.top_k_keep))
+    np.testing.assert_array_equal(found.bandwidth, want.bandwidth)
+
+
 def test_no_loads_at_all_cost_nothing() -> None:
     """Zero loads everywhere: finite shares, latency zero, residual zero."""
     arrays = loads_arrays(Shape(blocks=2, devices=3, activation=True, link_delay=True), 3)

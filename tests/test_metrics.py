@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wdmoe_opt as wo
+from wdmoe_opt.metrics import unpriced
 from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays, random_keep
 from wdmoe_opt.testing.oracles import facts, price
 from wdmoe_opt.testing.strategies import array_sets, shapes
@@ -242,6 +244,26 @@ def test_words_of_a_violation() -> None:
     assert str(wo.Violation("total_bandwidth", (), 3.1e6, 3e6)) == "total_bandwidth = 3.1e+06, limit 3e+06"
     worst = wo.Violation("min_retention", (1, 0), 0.75, 0.8, 3)
     assert str(worst) == "min_retention[1, 0] = 0.75, limit 0.8 (worst of 3)"
+
+
+def test_prices_cannot_be_edited() -> None:
+    """Neither an evaluation nor what it found broken, and no array of them."""
+    found = wo.evaluate(problem_of(small()), TOP_2, EQUAL * 2)
+    for thing, name in ((found, "latency"), (found.violations[0], "limit")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(thing, name, 0.0)
+    arrays = [value for value in vars(found).values() if isinstance(value, np.ndarray)]
+    assert len(arrays) >= 7
+    assert not any(value.flags.writeable for value in arrays if value is not found.bandwidth)
+
+
+def test_no_point_has_no_price() -> None:
+    """What was not found is infeasible, and says so."""
+    nothing = unpriced(problem_of(small()))
+    assert nothing.latency == math.inf
+    assert math.isnan(nothing.retention)
+    assert not nothing.feasible
+    assert str(nothing.violations[0]) == "points found = 0, limit 1"
 
 
 def test_tolerance_is_relative_1e_9() -> None:
