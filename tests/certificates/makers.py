@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from wdmoe_opt import Instance, Problem, Solution
 from wdmoe_opt.certificates.certificate import Certificate
 from wdmoe_opt.certificates.check import deadline_margins, inspect
 from wdmoe_opt.certificates.facts import Facts, facts_of
+from wdmoe_opt.certificates.tree import ROOT, Tree
 from wdmoe_opt.testing.arrays import loads_arrays, measured_arrays, random_arrays, random_shape
 
 
@@ -194,3 +195,32 @@ def mean_certificate(prices: dict[str, np.ndarray]) -> Certificate:
         if name not in ("bandwidth", "points")
     }
     return Certificate(form="mean", bandwidth=prices["bandwidth"], points=prices["points"], **scaled)
+
+
+# ---------------------------------------------------------------------- restrictions
+
+
+class Split(NamedTuple):
+    """One side of a split of a block."""
+
+    kind: int
+    second: int
+    third: int
+    value: float
+    side: int
+
+
+def chain(block: int, path: tuple[Split, ...]) -> tuple[Tree, int]:
+    """A tree with one path, and the path's last node."""
+    parent, kind, index, value, side = [-1], [ROOT], [[block, -1, -1]], [0.0], [0]
+    node = 0
+    for split in path:
+        for one in (0, 1):
+            parent.append(node)
+            kind.append(split.kind)
+            index.append([block, split.second, split.third])
+            value.append(split.value)
+            side.append(one)
+        node = len(parent) - 2 + split.side
+    leaves = {n: "empty" for n in range(len(parent)) if n not in parent}
+    return Tree(parent=parent, kind=kind, index=index, value=value, side=side, leaves=leaves), node

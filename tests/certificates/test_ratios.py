@@ -10,12 +10,13 @@ from makers import deadline_certificate, near_prices, random_problem
 from profiles import enough, few
 
 import wdmoe_opt as wo
-from wdmoe_opt import Certificate, Problem
+from wdmoe_opt import Certificate, Instance, Problem
 from wdmoe_opt.certificates.check import inspect, recompute
 from wdmoe_opt.certificates.exact import inspect_exactly
 from wdmoe_opt.certificates.facts import facts_of
 from wdmoe_opt.certificates.ratios import most_weight
 from wdmoe_opt.floors import floor_conflict
+from wdmoe_opt.testing.arrays import Shape, random_arrays
 
 
 def ratio_problem(seed: int, objective: str) -> tuple[Problem, wo.Solution] | None:
@@ -85,6 +86,27 @@ def test_ratio_per_block_is_bounded_from_above(start: int) -> None:
         count += 1
     assert enough(count, 4)
     assert np.quantile(loose, 0.3) < 0.2
+
+
+@pytest.mark.parametrize("allocation", ["per-block", "shared", "fixed"])
+def test_ratio_per_block_is_the_same_in_both_arithmetics(allocation: str) -> None:
+    """Of one block, with and without a price of bandwidth."""
+    shape = Shape(
+        blocks=1, tokens=2, devices=2, per_device=2, hosts=True, activation=True, times_per_expert=True
+    )
+    compared = 0
+    for seed in range(few(10)):
+        instance = Instance.from_arrays(**random_arrays(shape, seed))
+        problem = Problem(instance, objective="wlr-block", allocation=allocation, min_retention=0.6)
+        best = wo.solve(problem, "enumerate")
+        c = ratio_certificate(problem, best)
+        if c is None:
+            continue
+        fast, exact = recompute(problem, c), inspect_exactly(problem, c).bound
+        assert best.objective * (1 - 1e-12) <= exact <= fast
+        assert exact == pytest.approx(fast, rel=1e-9)
+        compared += 1
+    assert compared
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations, permutations, product
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from makers import random_prices, random_problem
+from makers import Split, chain, random_prices, random_problem
 
 import wdmoe_opt as wo
 from wdmoe_opt import Certificate, Instance, Problem
@@ -49,32 +48,6 @@ def small(**request) -> Problem:
 
 
 # ---------------------------------------------------------------------- facts under restrictions
-
-
-class Split(NamedTuple):
-    """One side of a split of a block."""
-
-    kind: int
-    second: int
-    third: int
-    value: float
-    side: int
-
-
-def chain(block: int, path: tuple[Split, ...]) -> tuple[Tree, int]:
-    """A tree with one path, and the path's last node."""
-    parent, kind, index, value, side = [-1], [ROOT], [[block, -1, -1]], [0.0], [0]
-    node = 0
-    for split in path:
-        for one in (0, 1):
-            parent.append(node)
-            kind.append(split.kind)
-            index.append([block, split.second, split.third])
-            value.append(split.value)
-            side.append(one)
-        node = len(parent) - 2 + split.side
-    leaves = {n: "empty" for n in range(len(parent)) if n not in parent}
-    return Tree(parent=parent, kind=kind, index=index, value=value, side=side, leaves=leaves), node
 
 
 def selections(block: int, dispatch: str) -> list[dict]:
@@ -375,7 +348,7 @@ def test_no_sum_is_taken_of_memory_never_written(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("dispatch", ["expert", "device"])
-@pytest.mark.parametrize("floor", [0.0, 0.8])
+@pytest.mark.parametrize("floor", [0.0, 0.01, 0.8])
 @pytest.mark.parametrize("cap", [None, 3])
 def test_nine_candidates_cost_the_same_in_both_arithmetics(
     dispatch: str, floor: float, cap: int | None
