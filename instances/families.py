@@ -287,7 +287,7 @@ def _span(piece: str, whole_text: str, count: int) -> range:
     first, dash, last = piece.strip().partition("-")
     ends = [first, last] if dash else [first]
     if not all(is_number(end) for end in ends):
-        rule = "must be indices such as '3' (block 3 alone), '0-4' or '0,7,15'"
+        rule = "must be a number of blocks, or indices such as '3-3', '0-4' or '0,7,15'"
         raise InputError("blocks", rule, value=whole_text[:40])
     # Checked before a range is expanded, which may be as long as the user likes.
     for end in ends:

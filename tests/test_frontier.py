@@ -351,6 +351,14 @@ def test_plot_refuses_what_it_cannot_write(front: wo.Frontier, tmp_path: Path) -
         front.plot(3)
 
 
+@pytest.mark.parametrize("retention", [93, -0.1, float("nan"), "all"])
+def test_retentions_are_parts(front: wo.Frontier, retention: object) -> None:
+    """Percent are not taken for parts."""
+    for curve in (front.bound_at, front.latency_at):
+        with pytest.raises(wo.InputError, match=r"retention.*: must"):
+            curve(retention)
+
+
 def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing is named."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

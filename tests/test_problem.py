@@ -42,10 +42,10 @@ OBJECTIVES = "latency, retention, wlr-block, wlr-device, wlr-token"
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     (lambda: 5, {}, "instance: must be an Instance, got int"),
     (tokens, {"objective": "speed"}, f"objective = 'speed': {CHOOSE} {OBJECTIVES}"),
-    (tokens, {"objective": "latancy"}, f"objective = 'latancy': {CHOOSE} latency"),
+    (tokens, {"objective": "latancy"}, f"objective = 'latancy': {CHOOSE} {OBJECTIVES}"),
     (tokens, {"objective": 5}, f"objective = 5: {CHOOSE} {OBJECTIVES}"),
-    (tokens, {"allocation": "per_block"}, f"allocation = 'per_block': {CHOOSE} per-block"),
-    (tokens, {"dispatch": ["expert"]}, f"dispatch = ['expert']: {CHOOSE} expert"),
+    (tokens, {"allocation": "per_block"}, f"allocation = 'per_block': {CHOOSE} per-block, fixed, shared"),
+    (tokens, {"dispatch": ["expert"]}, f"dispatch = ['expert']: {CHOOSE} expert, device"),
     (tokens, {"min_retention": -0.1}, "min_retention = -0.1: must be at least 0"),
     (tokens, {"min_retention": 1.5}, "min_retention = 1.5: must be at most 1"),
     (tokens, {"min_retention": [0.5, NAN]}, "min_retention[1] = nan: must be finite"),

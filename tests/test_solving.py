@@ -17,6 +17,7 @@ import wdmoe_opt as wo
 from wdmoe_opt import registry
 from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays, random_keep
 from wdmoe_opt.testing.oracles import price
+from wdmoe_opt.testing.problems import PROBLEMS
 
 ARRAYS = random_arrays(Shape(blocks=3, tokens=8, devices=4, per_device=2, top_k=2, columns=3), 42)
 INSTANCE = wo.Instance.from_arrays(**ARRAYS)
@@ -150,8 +151,11 @@ def test_loads_have_no_selection_to_show() -> None:
          "method = 3: unknown name; choose from "),
         ({"method": ["topk"]}, wo.UnknownNameError, "method = ['topk']: unknown name; choose from topk"),
         ({"method": "topk", "speed": 1}, wo.UnknownNameError,
-         "option of 'topk' = 'speed': unknown name; choose from none"),
-        ({"speed": 1}, wo.InputError, "speed: cannot be set with method 'auto'; name a method"),
+         "option of 'topk' = 'speed': unknown name; choose from seed, rel_gap, threads, time_limit"),
+        ({"speed": 1}, wo.UnknownNameError, "argument of solve = 'speed': unknown name; choose from "),
+        ({"min_retension": 1}, wo.UnknownNameError,
+         "argument of solve = 'min_retension': unknown name; choose from min_retention, "),
+        ({"alpha": 1}, wo.InputError, "alpha: cannot be set with method 'auto'; name a method"),
         ({"time_limit": -1.0}, wo.InputError, "time_limit = -1.0: must be at least 0"),
         ({"time_limit": math.nan}, wo.InputError, "time_limit = nan: must be finite"),
         ({"rel_gap": "small"}, wo.InputError, "rel_gap: must hold real numbers, got dtype <U5"),
@@ -257,6 +261,44 @@ def test_names_are_unique_and_lower_case() -> None:
         with pytest.raises(wo.InputError) as caught:
             wo.register_solver(name, shrinking, summary="-", replace=True)
         assert str(caught.value) == f"name = {name!r}: {rule}"
+
+
+@pytest.mark.parametrize("method", ["auto", "certified", "exact", "enumerate"])
+def test_a_cap_below_the_least_latency_is_infeasible(method: str) -> None:
+    """Nothing is called optimal that breaks the cap; a little above the optimum the cap changes nothing."""
+    problem = PROBLEMS["one block"]()
+    least = wo.solve(problem, "enumerate").latency
+    tight = wo.solve(problem.replace(max_latency=0.5 * least), method)
+    assert tight.termination.reason == "infeasible"
+    assert not tight.has_point
+    assert not tight.feasible
+    assert tight.lower_bound > 0.5 * least or tight.bound_kind == "none"
+    loose = wo.solve(problem.replace(max_latency=1.5 * least), method, time_limit=20)
+    assert loose.feasible
+    assert loose.termination.reason != "infeasible"
+
+
+def test_a_cap_that_is_not_proved_out_of_reach_leaves_the_point() -> None:
+    """Without a bound above the cap, the best point stays, but is not called optimal."""
+    problem = PROBLEMS["one block"]()
+    least = wo.solve(problem, "enumerate").latency
+    for method in ("greedy", "certified"):
+        found = wo.solve(problem.replace(max_latency=least * (1 - 1e-8)), method, rel_gap=0.5)
+        if found.termination.reason != "infeasible":
+            assert found.termination.reason == "heuristic"
+            assert [v.constraint for v in found.violations] == ["max_latency"]
+
+
+@pytest.mark.parametrize("objective", ["wlr-token", "wlr-device", "wlr-block"])
+def test_solvers_that_do_not_keep_a_cap_say_so(objective: str) -> None:
+    """Weight over latency under a cap is for those that have the cap in their model."""
+    problem = PROBLEMS[objective]().replace(max_latency=0.1)
+    for method in ("certified", "greedy", "alternating", "enumerate"):
+        with pytest.raises(
+            wo.UnsupportedError, match=rf"does not keep max_latency with objective '{objective}'"
+        ):
+            wo.solve(problem, method)
+    assert wo.solve(problem, "topk-uniform").has_point
 
 
 @pytest.mark.usefixtures("clean_registry")

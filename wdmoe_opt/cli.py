@@ -9,6 +9,7 @@ import platform
 import re
 import sys
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ from wdmoe_opt import __version__
 from wdmoe_opt.errors import InputError, WdmoeError
 from wdmoe_opt.library import load_instance
 from wdmoe_opt.problem import Problem
-from wdmoe_opt.registry import find_solver, list_solvers
+from wdmoe_opt.registry import COMMON_ARGUMENTS, find_solver, list_solvers
 from wdmoe_opt.report import clean, instance_json, number, plain, solution_json, solution_view
 from wdmoe_opt.solving import solve
 
@@ -742,6 +743,10 @@ def _allocation(context: typer.Context, inst: Instance, allocation: str) -> str:
     return "fixed" if measured and not _is_given(context, "allocation") else allocation
 
 
+#: What `solve` takes by arguments of the command, not as options of a solver.
+_OWN = {"problem", "method", *COMMON_ARGUMENTS, *(field.name for field in fields(Problem))} - {"instance"}
+
+
 def _options(method: str, pairs: list[str]) -> dict[str, Any]:
     """Solver options from NAME=VALUE, typed like their defaults."""
     if not pairs:
@@ -752,6 +757,9 @@ def _options(method: str, pairs: list[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals:
             raise InputError("option", "must read NAME=VALUE", value=pair)
+        if key in _OWN:
+            flag = f"--{key.replace('_', '-')}" if key != "problem" else "NAME"
+            raise InputError("option", f"has an argument of its own, {flag}", value=key)
         options[key] = _typed(key, text, known.get(key))
     return options
 

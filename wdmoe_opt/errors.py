@@ -71,14 +71,22 @@ class InputError(WdmoeError, ValueError):
         super().__init__(f"{where}{what}: {rule}")
 
 
+#: So many known names are all listed.
+FEW = 6
+
+
 class UnknownNameError(InputError, LookupError):
     """A name (instance, solver, option, key) that does not exist; the message lists near ones."""
 
     def __init__(self, field: str, name: object, known: Iterable[str]) -> None:
         names = sorted(known)
         text = name if isinstance(name, str) else shown(name)
-        near = get_close_matches(text[:LONGEST], names, n=3, cutoff=0.4) or names
-        super().__init__(field, f"unknown name; choose from {', '.join(near)}", value=name)
+        near = get_close_matches(text[:LONGEST], names, n=3, cutoff=0.4)
+        rest = [name for name in names if name not in near]
+        few = not near or len(names) <= FEW
+        more = "" if few else f" (nearest of {len(names)})"
+        listed = ", ".join([*near, *rest] if few else near)
+        super().__init__(field, f"unknown name; choose from {listed}{more}", value=name)
 
 
 class UnsupportedError(WdmoeError):

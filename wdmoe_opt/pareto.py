@@ -17,7 +17,7 @@ from wdmoe_opt.floors import richest_keep, token_retention, usable
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
 from wdmoe_opt.solving import solve
-from wdmoe_opt.validation import freeze, real_array, refuse_where, whole
+from wdmoe_opt.validation import freeze, real_array, real_scalar, refuse_where, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -132,12 +132,26 @@ class Frontier:
         return _frozen(map(_part, self.latency.tolist(), self.lower_bound.tolist()))
 
     def latency_at(self, retention: float) -> float:
-        """Least latency known that keeps ``retention`` in every block, s; inf above all points."""
+        """Least latency known that keeps ``retention`` in every block, s; inf above all points.
+
+        Raises
+        ------
+        InputError
+            If ``retention`` is no number of 0 to 1, or with re-routing to the number of candidates.
+        """
+        retention = _kept_part(self.problem, retention)
         kept = self.retention >= retention * (1 - FEASIBILITY_TOLERANCE)
         return float(self.latency[kept].min(initial=np.inf))
 
     def bound_at(self, retention: float) -> float:
-        """Certified bound on the latency of what keeps ``retention`` in every block, s; 0 below floors."""
+        """Certified bound on the latency of what keeps ``retention`` in every block, s; 0 below floors.
+
+        Raises
+        ------
+        InputError
+            If ``retention`` is no number of 0 to 1, or with re-routing to the number of candidates.
+        """
+        retention = _kept_part(self.problem, retention)
         held = self.floors * (1 - FEASIBILITY_TOLERANCE) <= retention
         return float(self.lower_bound[held].max(initial=0.0))
 
@@ -192,6 +206,15 @@ class Frontier:
         if self.unreachable.size:
             lines.append(f"out of reach: {', '.join(f'{floor:g}' for floor in self.unreachable)}")
         return "\n".join(lines)
+
+
+def _kept_part(problem: Problem, retention: float) -> float:
+    """A retention that could be: re-routing can keep more than the weight of plain top-k."""
+    most = 1 if problem.candidate_columns <= problem.instance.top_k else problem.candidate_columns
+    value = real_scalar("retention", retention, minimum=0)
+    if value > most * (1 + FEASIBILITY_TOLERANCE):
+        raise InputError("retention", f"must be 0 to {most}", value=value)
+    return value
 
 
 def frontier(

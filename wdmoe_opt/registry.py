@@ -153,6 +153,9 @@ class SolverInfo:
         Modules that must be importable.
     extra : str
         The extra that installs them.
+    capped : tuple of str
+        Objectives other than latency with which its points keep ``max_latency``; one that honours floors
+        refuses the others. Least latency needs no such care: where it is above the cap, nothing is below.
     activation : bool
         Whether activation times and link delays are taken into account.
     restriction : str or callable, optional
@@ -174,6 +177,7 @@ class SolverInfo:
     dispatches: tuple[str, ...] = get_args(Dispatch)
     requires: tuple[str, ...] = ()
     extra: str = ""
+    capped: tuple[str, ...] = ()
     activation: bool = True
     restriction: str | Callable[[Problem], str] | None = None
     probe: str | Callable[[], str] | None = None
@@ -225,6 +229,9 @@ class SolverInfo:
         for what, (value, able) in asked.items():
             if value not in able:
                 return f"it does not do {what} {value!r}"
+        capped = problem.max_latency is not None and problem.objective not in ("latency", *self.capped)
+        if capped and self.honours_floors:
+            return f"it does not keep max_latency with objective {problem.objective!r}"
         if not self.activation and (problem.tables.activation.any() or problem.tables.link_delay.any()):
             return "it does not take activation times or link delays into account"
         return "" if self.restriction is None else str(_load(self.restriction)(problem))
@@ -245,6 +252,8 @@ def _load(target: Any) -> Any:
     return getattr(import_module(module), name)
 
 
+#: Arguments of `solve` that every solver is given.
+COMMON_ARGUMENTS = tuple(f.name for f in fields(Control))
 _SOLVERS: dict[str, SolverInfo] = {}
 _entry_points_read = False
 
@@ -327,7 +336,7 @@ def check_request(info: SolverInfo, problem: Problem, options: Iterable[str]) ->
         raise UnsupportedError(f"method {info.name!r} is not available: {available.reason}")
     for name in options:
         if name not in info.options and not info.takes_any_option:
-            raise UnknownNameError(f"option of {info.name!r}", name, info.options or ["none"])
+            raise UnknownNameError(f"option of {info.name!r}", name, {*info.options, *COMMON_ARGUMENTS})
 
 
 def _read_entry_points() -> None:
@@ -423,6 +432,7 @@ for _info in (
         "wdmoe_opt.solvers.enumerate:enumerate_loads",
         honours_floors=True,
         bound="claimed",
+        capped=("retention",),
         restriction="wdmoe_opt.solvers.enumerate_ratio:restriction",
     ),
     SolverInfo(
@@ -451,6 +461,7 @@ for _info in (
         honours_floors=True,
         bound="claimed",
         objectives=("latency", "retention"),
+        capped=("retention",),
         requires=("pyomo", "highspy"),
         extra="models",
     ),
@@ -460,6 +471,7 @@ for _info in (
         "wdmoe_opt.solvers.minlp:minlp",
         honours_floors=True,
         bound="claimed",
+        capped=("retention", *WLR),
         requires=("pyomo",),
         extra="models",
         probe="wdmoe_opt.solvers.minlp:probe",

@@ -290,12 +290,25 @@ def solution_view(solution: Solution, baseline: Solution) -> RenderableType:
     if solution.has_point:
         parts.append(_devices(solution))
         parts += [Text(clean(f"violates {violation}"), style="red") for violation in solution.violations]
+    bound = _bound_words(solution)
+    if bound:
+        parts.append(Text(bound))
     detail = f"{solution.termination.reason}: {solution.termination.detail}"
     if math.isfinite(solution.kkt_residual):
         # Below 1e-9 only rounding is left, which differs between machines.
         detail += f"; bandwidth optimal within {max(solution.kkt_residual, 1e-9):.0e}"
     parts.append(Text(clean(detail), style="dim"))
     return Group(*parts)
+
+
+def _bound_words(solution: Solution) -> str:
+    """What no point can pass, and how far this one is from it."""
+    if solution.bound_kind == "none" or not math.isfinite(solution.lower_bound):
+        return ""
+    latency = solution.problem.objective == "latency"
+    value = f"{1e3 * solution.lower_bound:.1f} ms" if latency else f"{solution.lower_bound:.5g}"
+    words = f"{solution.bound_kind} {'lower' if latency else 'upper'} bound {value}"
+    return f"{words}, gap {100 * solution.gap:.2g} %" if solution.has_point else words
 
 
 def _headline(problem: Problem) -> Text:

@@ -8,11 +8,12 @@ from math import inf, isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from wdmoe_opt.errors import InputError, WdmoeError
+from wdmoe_opt.errors import InputError, UnknownNameError, WdmoeError
 from wdmoe_opt.instance import Instance
 from wdmoe_opt.metrics import Evaluation, evaluate, unpriced
-from wdmoe_opt.problem import Problem
+from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
 from wdmoe_opt.registry import (
+    COMMON_ARGUMENTS,
     BoundKind,
     Control,
     Point,
@@ -20,6 +21,7 @@ from wdmoe_opt.registry import (
     Termination,
     check_request,
     find_solver,
+    list_solvers,
 )
 from wdmoe_opt.solution import Solution
 from wdmoe_opt.validation import freeze, real_scalar, whole
@@ -49,8 +51,9 @@ def solve(
     method : str
         A solver's name, see `list_solvers`; "auto" picks one and says which in ``termination``.
     time_limit : float, s, optional
-        Wall clock, for the solvers that search; the native ones without a search finish in milliseconds
-        and do not look at it.
+        Wall clock of the search, for the solvers that search; the native ones without a search finish in
+        milliseconds and do not look at it. Pricing the point and checking its certificate come on top: see
+        ``timings``; the tree of a long `exact` takes seconds.
     rel_gap : float
         Relative gap at which solvers with a bound (`certified`, `exact`, `milp`, `minlp`) may stop.
     seed : int
@@ -177,6 +180,10 @@ def priced_solution(
     if kind == "claimed" and _contradicted(priced, bound):
         detail = f"its bound {bound:.9g} is contradicted by its own point and dropped; {end.detail}"
         bound, kind, end = _worst(problem), "none", Termination("heuristic", "check", detail)
+    if any(violation.constraint == "max_latency" for violation in priced.violations):
+        end = _beyond_cap(problem, bound, kind, end)
+        if end.reason == "infeasible":
+            point, priced = replace(point, keep=None, bandwidth=None), unpriced(problem)
     solution = Solution(
         problem,
         None if point.keep is None else freeze(problem.checked_keep(point.keep).copy()),
@@ -195,6 +202,18 @@ def priced_solution(
         detail = f"says 'optimal' with a gap of {solution.gap:.3g}; {end.detail}"
         solution = replace(solution, termination=Termination("feasible-at-limit", "check", detail))
     return solution
+
+
+def _beyond_cap(problem: Problem, bound: float, kind: BoundKind, end: Termination) -> Termination:
+    """What is to be said of a point above ``max_latency``: least latency does not look at the cap."""
+    cap = float(problem.max_latency or inf)
+    proved = kind == "certified" or (kind == "claimed" and end.reason == "optimal")
+    if problem.objective == "latency" and proved and bound > cap * (1 + FEASIBILITY_TOLERANCE):
+        detail = f"max_latency = {cap!r} s is below the least possible latency, {bound:.9g} s ({kind})"
+        return Termination("infeasible", "", f"{detail}; {end.detail}")
+    if end.reason in ("optimal", "feasible-at-limit"):
+        return Termination("heuristic", end.limit, f"its point is above max_latency; {end.detail}")
+    return end
 
 
 def _worst(problem: Problem) -> float:
@@ -252,12 +271,11 @@ def pick_method(problem: Problem, control: Control) -> tuple[str, str]:
     """Method that "auto" takes, and why, by what is asked, size and time limit."""
     if not problem.selectable:
         return "certified", "only bandwidth is free"
-    if problem.objective == "retention":
-        milp = find_solver("milp")
-        if milp.refusal(problem) or not milp.availability():
-            check_request(milp, problem, ())
-        return "milp", "retention under a latency cap"
-    pairs = problem.allowed.size
+    if problem.objective != "latency" and problem.max_latency is not None:
+        name = "milp" if problem.objective == "retention" else "minlp"
+        check_request(find_solver(name), problem, ())
+        return name, f"{problem.objective} under a latency cap"
+    pairs = int(problem.allowed.sum())
     seconds = pairs * (
         AUTO_SECONDS_PER_PAIR if problem.objective == "latency" else AUTO_RATIO_SECONDS_PER_PAIR
     )
@@ -270,7 +288,11 @@ def pick_method(problem: Problem, control: Control) -> tuple[str, str]:
 
 def _solve_auto(problem: Problem, control: Control, options: dict[str, Any]) -> Solution:
     if options:
-        raise InputError(min(options), "cannot be set with method 'auto'; name a method")
+        name = min(options)
+        known = {name for info in list_solvers() if info.availability() for name in info.options}
+        if name not in known:
+            raise UnknownNameError("argument of solve", name, {*known, *_REQUEST_FIELDS, *COMMON_ARGUMENTS})
+        raise InputError(name, "cannot be set with method 'auto'; name a method")
     name, reason = pick_method(problem, control)
     best = run_solver(find_solver(name), problem, control, {})
     end = best.termination

@@ -254,7 +254,7 @@ def test_blocks_are_chosen(blocks: Any, expected: list[int]) -> None:
     [
         (5, r"^blocks = 5: must be 1 to 4: a number keeps the first so many blocks"),
         ("4", r"^blocks = 4: must name a block, 0 to 3$"),
-        ("x", r"^blocks = 'x': must be indices such as '3' \(block 3 alone\), '0-4' or '0,7,15'$"),
+        ("x", r"^blocks = 'x': must be a number of blocks, or indices such as '3-3', '0-4' or '0,7,15'$"),
         ("2-1", r"^blocks: must name at least one block$"),
         ("1,1", r"^blocks = \[1, 1\]: must name each block once$"),
         ([], r"^blocks: must name at least one block$"),

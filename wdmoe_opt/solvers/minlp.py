@@ -174,6 +174,7 @@ def _maingo(model: Any, time_limit: float | None, rel_gap: float, threads: int, 
     solver.config.load_solution = False
     solver.config.mip_gap = rel_gap
     solver.config.time_limit = time_limit
+    solver.maingo_options = {"writeResultFile": False}
     try:
         result = solver.solve(model)
     except MAiNGOException as error:
