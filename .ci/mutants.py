@@ -146,7 +146,7 @@ def tested(tests: list[str], changed: Mutant | None, seconds: float | None) -> t
 def judged(group: dict[str, Any], usual: dict[str, float], changed: Mutant) -> tuple[str, float]:
     """Outcome by the group's short list of tests and, where it survives that, by the long one."""
     took = 0.0
-    for name in ("tests", "then"):
+    for name in usual:
         outcome, more = tested(group[name], changed, PATIENCE * usual[name] + GRACE)
         took += more
         if outcome != "survived":
@@ -163,8 +163,8 @@ def run(results: Path, names: list[str], *, again: bool = False) -> None:
     for group in CONFIG["group"]:
         if names and group["name"] not in names:
             continue
-        usual = {}
-        for name in ("tests", "then"):
+        usual: dict[str, float] = {}
+        for name in [name for name in ("tests", "then") if name in group]:
             outcome, usual[name] = tested(group[name], None, None)
             if outcome != "survived":
                 raise SystemExit(f"the tests of {group['name']} fail without any mutant")
