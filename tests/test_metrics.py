@@ -174,6 +174,7 @@ def test_plain_point_violates_nothing() -> None:
     ("change", "request_", "want"),
     [
         ({(0, 1): [0, 0, 0]}, {}, ("experts per token", (0, 1), 0.0, 1.0, 1)),
+        ({(1, 0): [0, 0, 0], (1, 1): [0, 0, 0]}, {}, ("experts per token", (1, 0), 0.0, 1.0, 2)),
         ({(0, 0): [0, 0, 1]}, {}, ("keep outside candidates", (0, 0), 1.0, 0.0, 1)),
         ({(0, 1): [1, 0, 1]}, {"candidates": 3}, ("keep outside candidates", (0, 1), 1.0, 0.0, 1)),
         ({}, {"max_experts": 1}, ("max_experts", (0, 0), 2.0, 1.0, 4)),
@@ -212,11 +213,45 @@ def test_bandwidth_violations(bandwidth: list[float], fields: dict[str, Any], wa
     assert found == (*want[:2], pytest.approx(want[2]), *want[3:])
 
 
+def test_what_is_kept_outside_candidates_is_priced_all_the_same() -> None:
+    """A stray pair loads its expert, also the first one."""
+    keep = TOP_2.copy()
+    keep[1, 0] = [1, 0, 1]
+    found = wo.evaluate(problem_of(small()), keep, EQUAL)
+    np.testing.assert_array_equal(found.expert_load, [[2, 2, 0], [2, 0, 2]])
+    assert found.token_retention[1, 0] == pytest.approx(0.8 / 0.9)
+
+
+def test_a_block_without_any_load_takes_no_time_and_has_no_ratio() -> None:
+    """Nothing over nothing is nothing here."""
+    keep = TOP_2.copy()
+    keep[1] = 0
+    found = wo.evaluate(problem_of(small()), keep, EQUAL)
+    assert found.block_latency[1] == 0.0
+    assert [ratios[1] for ratios in found.block_wlr.values()] == [0.0, 0.0, 0.0]
+    assert found.token_retention[1].tolist() == [0.0, 0.0]
+
+
+def test_known_loads_have_no_tokens() -> None:
+    """Blocks without tokens: nothing per token, and all of the weight."""
+    found = wo.evaluate(problem_of(loads_arrays(Shape(blocks=2, devices=3), 0)), None, EQUAL)
+    assert found.token_retention.shape == (2, 0)
+    assert found.block_retention.tolist() == [1.0, 1.0]
+
+
+def test_devices_without_service_are_counted_and_the_first_is_named() -> None:
+    """Two blocks, two starved devices."""
+    found = violations(small(), TOP_2, [0.0, 1e6, 0.0])
+    assert found == [("device_time", (0, 0), math.inf, math.inf, 3)]
+
+
 def test_negative_bandwidth_is_reported() -> None:
     """A negative share is a violation of its own, and its device never answers."""
     found = violations(small(), TOP_2, [1e6, -2e6, 1e6])
     assert found[0][0] == "device_time"
     assert found[1:] == [(name, (1,), -2e6, 0.0, 1) for name in ("bandwidth", "bandwidth_min")]
+    least = violations(small(), np.array([[[1, 0, 0], [0, 1, 0]], [[0, 1, 0], [1, 0, 0]]]), [1e6, 1e6, -1e-3])
+    assert least == [("bandwidth", (2,), -1e-3, 0.0, 1)]
 
 
 def test_other_bandwidth_than_the_fixed_one_is_reported() -> None:
@@ -242,6 +277,7 @@ def test_latency_cap_is_reported() -> None:
 def test_words_of_a_violation() -> None:
     """One line: family, place, value, limit, and how many more there are."""
     assert str(wo.Violation("total_bandwidth", (), 3.1e6, 3e6)) == "total_bandwidth = 3.1e+06, limit 3e+06"
+    assert wo.Violation("total_bandwidth", (), 3.1e6, 3e6).count == 1
     worst = wo.Violation("min_retention", (1, 0), 0.75, 0.8, 3)
     assert str(worst) == "min_retention[1, 0] = 0.75, limit 0.8 (worst of 3)"
 
