@@ -21,7 +21,7 @@ Model
                 sum_k b_k <= B,  low_k <= b_k <= high_k
 
 The air time is a variable of its own, so that a device without load may have no bandwidth at all.
-Source: problem-and-mathematics, sections 1 and 2; convexity is fact 1.
+Source: docs/mathematics.md, sections 1 and 2; convexity is fact 1.
 """
 
 from __future__ import annotations

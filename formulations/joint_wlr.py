@@ -16,7 +16,7 @@ Model
     with t_ik the device time and V_ik the largest gate weight over the least time per token.
 
 Alone the token reading keeps one expert per token (a mean is at most its largest member): use floors.
-Source: paper B (token reading), paper A; problem-and-mathematics, section 2.
+Source: paper B (token reading), paper A; docs/mathematics.md, section 2.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ Model
                 R_ik <= b_k log2(1 + c_ik / b_k)
                 sum_k b_k <= B,  low_k <= b_k <= high_k,  sum_i T_i <= max_latency if given
 
-Source: papers A and B, section III (the joint problem they split in two levels); problem-and-mathematics,
+Source: papers A and B, section III (the joint problem they split in two levels); docs/mathematics.md,
 section 2. With allocation "fixed" the bandwidth is a number and the model is P-SEL.
 """
 

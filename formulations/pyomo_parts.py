@@ -19,7 +19,7 @@ Rules
     busy_ik = l_k z_ik + sum over e on k of ( a_e y_ie + c_e sum of q )
 
 x, y and z are continuous: they only appear as costs, so a minimum has them at 0 or 1.
-Source: problem-and-mathematics, sections 1 and 2.
+Source: docs/mathematics.md, sections 1 and 2.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Model
     subject to  the rules of the joint problem
                 sum_i T_i <= max_latency
 
-Source: problem-and-mathematics, section 2 (floors and objective exchanged; at fixed bandwidth fact 9).
+Source: docs/mathematics.md, section 2 (floors and objective exchanged; at fixed bandwidth fact 9).
 """
 
 from __future__ import annotations

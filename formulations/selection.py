@@ -9,7 +9,7 @@ Model
     minimise    sum_i T_i
     subject to  busy_ik + t_ik sent_ik <= T_i
 
-Source: problem-and-mathematics, sections 1 and 2. Without activation per expert on shared devices the
+Source: docs/mathematics.md, sections 1 and 2. Without activation per expert on shared devices the
 caps on the loads make it a transportation problem (fact 9); in general it contains facility location.
 """
 

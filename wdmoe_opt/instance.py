@@ -82,7 +82,7 @@ class Instance(Pickled):
 
     Notes
     -----
-    Source: problem-and-mathematics, section 1; papers A and B, section II.
+    Source: docs/mathematics.md, section 1; papers A and B, section II.
     """
 
     expert_ids: IntArray | None = None

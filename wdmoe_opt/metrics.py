@@ -210,7 +210,7 @@ def evaluate(
 
     Notes
     -----
-    Source: problem-and-mathematics, sections 1 and 2. Cost is linear in the (token, candidate) pairs.
+    Source: docs/mathematics.md, sections 1 and 2. Cost is linear in the (token, candidate) pairs.
     """
     require_type("problem", problem, Problem)
     if problem.selectable and keep is None:

@@ -268,7 +268,7 @@ def frontier(
 
     Notes
     -----
-    Source: problem-and-mathematics, facts 6 and 9.
+    Source: docs/mathematics.md, facts 6 and 9.
 
     Examples
     --------

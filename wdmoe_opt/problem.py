@@ -93,7 +93,7 @@ class Problem(Pickled):
 
     Notes
     -----
-    Source: problem-and-mathematics, section 2.
+    Source: docs/mathematics.md, section 2.
     """
 
     instance: Instance

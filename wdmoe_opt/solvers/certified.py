@@ -69,7 +69,7 @@ def certified(problem: Problem, control: Control) -> Point:
 
     Notes
     -----
-    Source: problem-and-mathematics, facts 3 to 8.
+    Source: docs/mathematics.md, facts 3 to 8.
     """
     if not problem.selectable:
         from wdmoe_opt.solvers.certified_loads import certified_loads

@@ -37,7 +37,7 @@ def certified_loads(problem: Problem, control: Control) -> Point:
 
     Notes
     -----
-    Source: problem-and-mathematics, facts 2, 5 and 6.
+    Source: docs/mathematics.md, facts 2, 5 and 6.
     """
     best = allocate(problem, *demands(problem, None))
     proofs = [_proof(problem, rows) for rows in groups(problem)]

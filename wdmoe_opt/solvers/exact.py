@@ -47,7 +47,7 @@ def exact(problem: Problem, control: Control, max_branches: int = 1_000_000) -> 
 
     Notes
     -----
-    Source: problem-and-mathematics, facts 3 to 8.
+    Source: docs/mathematics.md, facts 3 to 8.
     """
     whole("max_branches", max_branches, 1, 2**31 - 1, "must be at least 1")
     if not problem.selectable:
