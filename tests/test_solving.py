@@ -289,6 +289,13 @@ def test_a_cap_that_is_not_proved_out_of_reach_leaves_the_point() -> None:
             assert [v.constraint for v in found.violations] == ["max_latency"]
 
 
+def test_auto_gives_general_solvers_a_minute() -> None:
+    """Where no limit is given; one that is given stays."""
+    problem = PROBLEMS["retention"]()
+    assert "for 60 s as no time_limit is given" in wo.solve(problem).termination.detail
+    assert "for 60 s" not in wo.solve(problem, time_limit=30).termination.detail
+
+
 @pytest.mark.parametrize("objective", ["wlr-token", "wlr-device", "wlr-block"])
 def test_solvers_that_do_not_keep_a_cap_say_so(objective: str) -> None:
     """Weight over latency under a cap is for those that have the cap in their model."""

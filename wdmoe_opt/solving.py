@@ -265,6 +265,8 @@ CLAIM_ROUNDING = 1e-9
 AUTO_SECONDS_PER_PAIR = 2e-6
 #: The same for the readings of the weight-to-latency ratio.
 AUTO_RATIO_SECONDS_PER_PAIR = 2e-4
+#: What "auto" gives a general solver where no limit is given, s: those may take for ever.
+AUTO_LIMIT = 60.0
 
 
 def pick_method(problem: Problem, control: Control) -> tuple[str, str]:
@@ -294,6 +296,9 @@ def _solve_auto(problem: Problem, control: Control, options: dict[str, Any]) -> 
             raise UnknownNameError("argument of solve", name, {*known, *_REQUEST_FIELDS, *COMMON_ARGUMENTS})
         raise InputError(name, "cannot be set with method 'auto'; name a method")
     name, reason = pick_method(problem, control)
+    if name in ("milp", "minlp") and control.time_limit is None:
+        control = replace(control, time_limit=AUTO_LIMIT)
+        reason += f", for {AUTO_LIMIT:g} s as no time_limit is given"
     best = run_solver(find_solver(name), problem, control, {})
     end = best.termination
     detail = f"auto took {name} ({reason}); {end.detail}"

@@ -84,7 +84,8 @@ def wdmoe_testbed(problem: Problem, control: Control, algorithm: Algorithm2) -> 
         )
         trace += [{"block": i, **step} for step in steps]
     dropped = sum(step["dropped"] for step in trace)
-    end = Termination("heuristic", detail=f"Algorithm 2: {dropped} experts dropped")
+    words = f"{dropped} expert{'' if dropped == 1 else 's'} dropped"
+    end = Termination("heuristic", detail=f"Algorithm 2: {words}")
     return Point(keep, bandwidth, end, trace=tuple(trace))
 
 

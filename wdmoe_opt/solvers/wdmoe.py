@@ -366,4 +366,4 @@ class _Ratio:
 def _summary(trace: list[dict[str, Any]]) -> str:
     kept = [step for step in trace if step["kept"]]
     dropped = sum(step["dropped"] for step in kept)
-    return f"Algorithm 1: {len(trace)} trials, {dropped} experts dropped"
+    return f"Algorithm 1: {len(trace)} trials, {dropped} expert{'' if dropped == 1 else 's'} dropped"
