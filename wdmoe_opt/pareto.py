@@ -210,7 +210,8 @@ class Frontier:
 
 def _kept_part(problem: Problem, retention: float) -> float:
     """A retention that could be: re-routing can keep more than the weight of plain top-k."""
-    most = 1 if problem.candidate_columns <= problem.instance.top_k else problem.candidate_columns
+    columns = problem.candidate_columns
+    most = 1 if columns <= (problem.instance.top_k or columns) else columns
     value = real_scalar("retention", retention, minimum=0)
     if value > most * (1 + FEASIBILITY_TOLERANCE):
         raise InputError("retention", f"must be 0 to {most}", value=value)

@@ -154,8 +154,9 @@ class SolverInfo:
     extra : str
         The extra that installs them.
     capped : tuple of str
-        Objectives other than latency with which its points keep ``max_latency``; one that honours floors
-        refuses the others. Least latency needs no such care: where it is above the cap, nothing is below.
+        Readings of the weight-to-latency ratio with which its points keep ``max_latency``; if it honours
+        floors, it refuses a cap with the others. Least latency needs no such care: where it is above the
+        cap, nothing is below.
     activation : bool
         Whether activation times and link delays are taken into account.
     restriction : str or callable, optional
@@ -229,8 +230,8 @@ class SolverInfo:
         for what, (value, able) in asked.items():
             if value not in able:
                 return f"it does not do {what} {value!r}"
-        capped = problem.max_latency is not None and problem.objective not in ("latency", *self.capped)
-        if capped and self.honours_floors:
+        ratio = problem.objective in WLR and problem.objective not in self.capped
+        if ratio and self.honours_floors and problem.max_latency is not None:
             return f"it does not keep max_latency with objective {problem.objective!r}"
         if not self.activation and (problem.tables.activation.any() or problem.tables.link_delay.any()):
             return "it does not take activation times or link delays into account"
@@ -432,7 +433,6 @@ for _info in (
         "wdmoe_opt.solvers.enumerate:enumerate_loads",
         honours_floors=True,
         bound="claimed",
-        capped=("retention",),
         restriction="wdmoe_opt.solvers.enumerate_ratio:restriction",
     ),
     SolverInfo(
@@ -461,7 +461,6 @@ for _info in (
         honours_floors=True,
         bound="claimed",
         objectives=("latency", "retention"),
-        capped=("retention",),
         requires=("pyomo", "highspy"),
         extra="models",
     ),
@@ -471,7 +470,7 @@ for _info in (
         "wdmoe_opt.solvers.minlp:minlp",
         honours_floors=True,
         bound="claimed",
-        capped=("retention", *WLR),
+        capped=WLR,
         requires=("pyomo",),
         extra="models",
         probe="wdmoe_opt.solvers.minlp:probe",

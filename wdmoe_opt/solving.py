@@ -183,7 +183,8 @@ def priced_solution(
     if any(violation.constraint == "max_latency" for violation in priced.violations):
         end = _beyond_cap(problem, bound, kind, end)
         if end.reason == "infeasible":
-            point, priced = replace(point, keep=None, bandwidth=None), unpriced(problem)
+            point = replace(point, keep=None, bandwidth=None, kkt_residual=float("nan"))
+            priced = unpriced(problem)
     solution = Solution(
         problem,
         None if point.keep is None else freeze(problem.checked_keep(point.keep).copy()),
