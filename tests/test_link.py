@@ -59,15 +59,15 @@ def test_times_and_derivatives(link: tuple[float, float, float, float], b: float
         exact, least = seconds(mp.mpf(b), *link), floor(*link)
         first, second = in_logarithms(link, b, 1), in_logarithms(link, b, 2)
         above = exact - least
-    assert link_time(b, *link) == pytest.approx(float(exact), rel=1e-13)
-    assert floor_time(*link) == pytest.approx(float(least), rel=1e-14)
+    assert link_time(b, *link) == pytest.approx(float(exact), rel=1e-13, abs=0)
+    assert floor_time(*link) == pytest.approx(float(least), rel=1e-14, abs=0)
     value, fall = excess(b, *link)
-    assert value == pytest.approx(float(above), rel=1e-12)
-    assert fall == pytest.approx(float(-first), rel=1e-12)
+    assert value == pytest.approx(float(above), rel=1e-12, abs=0)
+    assert fall == pytest.approx(float(-first), rel=1e-12, abs=0)
     time, one, two = log_time_terms(b, *link)
-    assert time == pytest.approx(float(exact), rel=1e-13)
-    assert one == pytest.approx(float(first), rel=1e-12)
-    assert two == pytest.approx(float(second), rel=1e-11)
+    assert time == pytest.approx(float(exact), rel=1e-13, abs=0)
+    assert one == pytest.approx(float(first), rel=1e-12, abs=0)
+    assert two == pytest.approx(float(second), rel=1e-11, abs=0)
 
 
 @examples(100)
@@ -78,8 +78,8 @@ def test_bandwidth_for_an_excess_is_its_inverse(
     """From a start up to a thousandfold off, the bandwidth comes back, with its elasticity."""
     target, fall = excess(b, *link)
     found, elasticity = bandwidth_for_excess(target, b * 10.0**away, *link)
-    assert found == pytest.approx(b, rel=1e-9)
-    assert elasticity == pytest.approx(-target / fall, rel=1e-6)
+    assert found == pytest.approx(b, rel=1e-9, abs=0)
+    assert elasticity == pytest.approx(-target / fall, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize("b", [0.0, -1.0, 1.0])
@@ -93,8 +93,8 @@ def test_rate_where_the_ratio_overflows() -> None:
     """The ratio is beyond floats, its logarithm is not."""
     with mp.workdps(60):
         want = mp.mpf(1e-300) * mp.log1p(mp.mpf(1e300) / mp.mpf(1e-300)) / mp.log(2)
-    assert rate(1e-300, 1e300) == pytest.approx(float(want), rel=1e-13)
-    assert log_time_terms(1e-300, 2.0, 1e300, 0.0, 0.0)[0] == pytest.approx(float(2 / want), rel=1e-13)
+    assert rate(1e-300, 1e300) == pytest.approx(float(want), rel=1e-13, abs=0)
+    assert log_time_terms(1e-300, 2.0, 1e300, 0.0, 0.0)[0] == pytest.approx(float(2 / want), rel=1e-13, abs=0)
 
 
 def test_table_of_times_repeats_a_single_row_and_knows_unreachable_devices() -> None:
