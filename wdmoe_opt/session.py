@@ -33,7 +33,7 @@ from wdmoe_opt.single_block import (
 )
 from wdmoe_opt.solvers.certified import POLISH_TOKENS, TRADES, Group, assemble, certified
 from wdmoe_opt.solvers.deadline import Deadline
-from wdmoe_opt.solving import priced_solution
+from wdmoe_opt.solving import interrupts_heard, priced_solution
 from wdmoe_opt.validation import (
     IntArray,
     RealArray,
@@ -399,7 +399,8 @@ class Session:
             memory = self._memories[row]
             tokens = self._stage(row, memory, expert_ids, gate_weights, gain_down, gain_up, token_time_link)
             self._commit(memory, tokens)
-            return self._solved(row, memory, started)
+            with interrupts_heard():
+                return self._solved(row, memory, started)
         finally:
             self._lock.release()
 

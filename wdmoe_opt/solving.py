@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from math import inf, isfinite
 from time import perf_counter
@@ -142,7 +143,8 @@ def run_solver(
     began = perf_counter()
     started = began if started is None else started
     try:
-        point = info.run(problem, control, options)
+        with interrupts_heard():
+            point = info.run(problem, control, options)
         if not isinstance(point, Point):
             raise WdmoeError(f"method {info.name!r} returned a {type(point).__name__}, not a Point")
         timings = {"prepare": began - started, "solve": perf_counter() - began}
@@ -154,6 +156,20 @@ def run_solver(
     point = Point.nothing("no-solution", "memory", words)
     timings = {"prepare": began - started, "solve": perf_counter() - began}
     return priced_solution(problem, point, info.name, timings)
+
+
+@contextmanager
+def interrupts_heard() -> Iterator[None]:
+    """Ctrl-C stays one: Numba wraps what a signal raises while a compiled function returns."""
+    try:
+        yield
+    except SystemError as error:
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, KeyboardInterrupt):
+            behind = behind.__cause__ or behind.__context__
+        if behind is not None:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def priced_solution(

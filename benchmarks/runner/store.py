@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wdmoe_opt.archive import write_atomically
+from wdmoe_opt.archive import read_text, write_atomically, write_text
 from wdmoe_opt.benchmarks.runner.claims import check_claims
 from wdmoe_opt.benchmarks.runner.rows import COLUMNS, frame
 from wdmoe_opt.errors import InputError, UnsupportedError, WdmoeError
@@ -64,8 +64,7 @@ class Store:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Keep a row; from here on it survives anything."""
-        content = json.dumps(dict(row)).encode()
-        write_atomically(self.parts / f"{row['task_key']}.json", lambda stream: stream.write(content))
+        write_text(self.parts / f"{row['task_key']}.json", json.dumps(dict(row)))
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Every row by its key, parts first, as they are newer."""
@@ -74,13 +73,12 @@ class Store:
             for row in self._table().to_dict("records"):
                 found[row["task_key"]] = {str(name): value for name, value in row.items()}
         for path in sorted(self.parts.glob("*.json")):
-            row = json.loads(path.read_text("utf-8"))
-            found[row["task_key"]] = row
+            found[path.stem] = _part(path)
         return found
 
     def finished(self) -> set[str]:
         """Keys of the rows that need no other try; what was unavailable may be installed by now."""
-        return {key for key, row in self.rows().items() if row["state"] != "unavailable"}
+        return {key for key, row in self.rows().items() if row.get("state", "unavailable") != "unavailable"}
 
     def merge(self) -> pd.DataFrame:
         """Put parts and table together, check the claims against each other, and return the table."""
@@ -132,3 +130,20 @@ def _lock(descriptor: int) -> None:
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
     else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+_KINDS: dict[str, Any] = {"str": str, "float64": float | int, "int64": int, "bool": bool}
+
+
+def _part(path: Path) -> dict[str, Any]:
+    """The row in a file of its own; unlike other JSON here it may hold NaN and infinities."""
+    try:
+        row = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise WdmoeError(f"{path}: not valid JSON ({' '.join(str(error).split())[:200]})") from None
+    fits = isinstance(row, dict) and row.get("task_key") == path.stem and not row.keys() - set(COLUMNS)
+    if not fits or any(not isinstance(v, (_KINDS[COLUMNS[k]], type(None))) for k, v in row.items()):
+        raise WdmoeError(
+            f"{path}: is not the row that its name says; remove it to have the row measured again"
+        )
+    return row

@@ -227,6 +227,28 @@ def test_a_crash_between_table_and_parts_doubles_nothing(tmp_path):
     assert store.finished() == {"k1"}
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "is not the row that its name says"),
+        ('{"task_key": "k2", "state": "ok"}', "is not the row that its name says"),
+        ('{"task_key": "k1", "colour": "red"}', "is not the row that its name says"),
+        ('{"task_key": "k1", "latency_s": "fast"}', "is not the row that its name says"),
+        ('{"task_key": "k1", "state": ["ok"]}', "is not the row that its name says"),
+    ],
+)
+def test_rows_that_are_none_are_named(tmp_path, content, words):
+    store = Store(tmp_path)
+    store.add(row("a", 1.0) | {"task_key": "k1"})
+    assert set(store.rows()) == {"k1"}
+    (store.parts / "k1.json").write_text(content)
+    with pytest.raises(wo.WdmoeError, match=rf"k1\.json: {words}"):
+        store.rows()
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(SUITE)

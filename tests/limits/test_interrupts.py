@@ -14,7 +14,8 @@ import pytest
 from profiles import PROFILE
 
 import wdmoe_opt as wo
-from wdmoe_opt.registry import Point, find_solver
+from wdmoe_opt.registry import Point, SolverInfo, find_solver
+from wdmoe_opt.solving import run_solver
 from wdmoe_opt.testing.arrays import Shape, random_arrays
 from wdmoe_opt.testing.problems import PROBLEMS, larger_problem
 
@@ -171,6 +172,25 @@ axis = "tokens"
 axis_value = "{tokens}"
 each = { tokens = [8, 16, 24, 32] }
 """
+
+
+def test_an_interrupt_inside_a_kernel_is_one() -> None:
+    """Numba wraps what a signal raises while a compiled function returns."""
+
+    def struck(problem: wo.Problem, control: wo.Control) -> Point:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    def broken(problem: wo.Problem, control: wo.Control) -> Point:
+        raise SystemError("of its own")
+
+    problem = PROBLEMS["shared"]()
+    with pytest.raises(KeyboardInterrupt):
+        run_solver(SolverInfo("struck", "-", struck), problem, wo.Control(), {})
+    with pytest.raises(SystemError, match="of its own"):
+        run_solver(SolverInfo("broken", "-", broken), problem, wo.Control(), {})
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
