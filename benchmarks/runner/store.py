@@ -138,7 +138,7 @@ _KINDS: dict[str, Any] = {"str": str, "float64": float | int, "int64": int, "boo
 def _part(path: Path) -> dict[str, Any]:
     """The row in a file of its own; unlike other JSON here it may hold NaN and infinities."""
     try:
-        row = json.loads(read_text(path))
+        row: Any = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise WdmoeError(f"{path}: not valid JSON ({' '.join(str(error).split())[:200]})") from None
     fits = isinstance(row, dict) and row.get("task_key") == path.stem and not row.keys() - set(COLUMNS)
@@ -146,4 +146,4 @@ def _part(path: Path) -> dict[str, Any]:
         raise WdmoeError(
             f"{path}: is not the row that its name says; remove it to have the row measured again"
         )
-    return row
+    return dict(row)
