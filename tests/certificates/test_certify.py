@@ -19,7 +19,7 @@ import wdmoe_opt as wo
 from wdmoe_opt import Instance, Problem, Solution
 from wdmoe_opt.archive import ArchiveError
 from wdmoe_opt.benchmarks.agreement import tiny_problem
-from wdmoe_opt.certificates.check import inspect, recompute
+from wdmoe_opt.certificates.check import Verdict, inspect, recompute
 from wdmoe_opt.certificates.exact import inspect_exactly
 from wdmoe_opt.certificates.pricing import reprice
 from wdmoe_opt.certificates.tree import Tree
@@ -104,6 +104,19 @@ def test_false_claims_are_named(solved: Solution, change, message: str) -> None:
     assert not report
     assert message in str(report)
     assert "NOT everything" in str(report)
+
+
+def test_exact_means_rational_arithmetic(solved: Solution, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each check asks its own arithmetic."""
+    from wdmoe_opt.certificates import certify as module
+    from wdmoe_opt.certificates import exact
+
+    for name, broken in (("inspect", module), ("inspect_exactly", exact)):
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, name, lambda *_: Verdict(-np.inf, ("elsewhere",)))
+            for asked in (False, True):
+                same = asked == (name == "inspect_exactly")
+                assert bool(wo.certify(solved.problem, solved, exact=asked)) is not same
 
 
 def test_bound_beyond_the_point_is_a_contradiction(solved: Solution) -> None:

@@ -6,14 +6,27 @@ import math
 from dataclasses import replace
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 from makers import random_problem
 from profiles import enough, few
 from test_check import certificates, optimum
 
+from wdmoe_opt import Instance, Problem
 from wdmoe_opt.certificates.check import inspect
-from wdmoe_opt.certificates.exact import inspect_exactly, logarithm, root_below, rounded, to_float
+from wdmoe_opt.certificates.exact import (
+    Block,
+    directions,
+    inspect_exactly,
+    link_time,
+    logarithm,
+    root_below,
+    rounded,
+    tangent,
+    to_float,
+)
+from wdmoe_opt.testing.arrays import Shape, random_arrays
 
 
 @pytest.mark.parametrize("start", range(0, 80, 20))
@@ -49,7 +62,6 @@ def test_raised_claim_fails_exactly() -> None:
 
 @pytest.mark.parametrize("value", ["1", "2", "1.0000000001", "12345.678", "1e30"])
 def test_logarithm_is_enclosed(value: str) -> None:
-    mpmath = pytest.importorskip("mpmath")
     with mpmath.workdps(80):
         number = Fraction(value)
         span = logarithm(number)
@@ -68,3 +80,35 @@ def test_roots_and_roundings_err_on_the_safe_side() -> None:
         assert root * root <= number < (root * (1 + Fraction(1, 10**20))) ** 2
         assert rounded(number, up=False) <= number <= rounded(number, up=True)
         assert Fraction(to_float(number, up=False)) <= number <= Fraction(to_float(number, up=True))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_link_times_and_tangents_are_enclosed(seed: int) -> None:
+    """Time, its fall with bandwidth, and the rate's tangent, against 80 digits."""
+    shape = Shape(blocks=1, tokens=2, devices=2, one_way=bool(seed % 2))
+    block = Block.of(Problem(Instance.from_arrays(**random_arrays(shape, seed))), 0)
+    rng = np.random.default_rng(seed)
+    for k, b in [(k, Fraction(float(x))) for k in range(2) for x in 10.0 ** rng.uniform(-3, 9, 6)]:
+        found = link_time(block, k, b)
+        assert found is not None
+        with mpmath.workdps(80):
+
+            def seconds(at: mpmath.mpf, k: int = k) -> mpmath.mpf:
+                ways = [(mp_of(bits), mp_of(snr)) for bits, snr in directions(block, k)]
+                return mpmath.fsum(bits * mpmath.log(2) / (at * mpmath.log1p(snr / at)) for bits, snr in ways)
+
+            point, c = mp_of(b), mpmath.mpf("1e-4")
+            truth = (seconds(point), -mpmath.diff(seconds, point))
+            for span, value in zip(found, truth, strict=True):
+                assert mp_of(span.low) <= value <= mp_of(span.high)
+                assert mp_of(span.high - span.low) < mpmath.mpf(10) ** -30 * value
+            rate = tangent(block, k, b, Fraction(1, 10**4))
+            assert rate is not None
+            for factor in (0.5, 1 - 1e-12, 1.0, 1 + 1e-12, 2.0):
+                assert mp_of(rate.over(b * Fraction(factor))) >= 1 / (seconds(point * factor) + c) * (
+                    1 - 1e-60
+                )
+
+
+def mp_of(value: Fraction) -> mpmath.mpf:
+    return mpmath.mpf(value.numerator) / value.denominator

@@ -377,6 +377,17 @@ def test_nine_candidates_cost_the_same_in_both_arithmetics(
             assert least >= point.objective
 
 
+@pytest.mark.parametrize("cap", [None, 2])
+def test_many_candidates_in_two_blocks_have_the_same_ratio_in_both_arithmetics(cap: int | None) -> None:
+    """What a token keeps at most is that block's, whatever the other keeps."""
+    shape = Shape(blocks=2, tokens=2, devices=5, per_device=2, top_k=9, columns=9, hosts=True)
+    instance = Instance.from_arrays(**random_arrays(shape, 4))
+    problem = Problem(instance, objective="wlr-token", allocation="fixed", min_retention=0.2, max_experts=cap)
+    for mu in (0.0, 1.0, 1e3):
+        c = Certificate(form="token-ratio", retention=[mu, 2 * mu])
+        assert inspect(problem, c).bound == pytest.approx(inspect_exactly(problem, c).bound, rel=1e-9)
+
+
 @pytest.mark.parametrize("weights", [[0.7, 0.3], [1.0, 0.0]])
 @pytest.mark.parametrize("idle", [0, 1])
 def test_a_token_that_takes_no_time_has_no_bounded_ratio(weights: list[float], idle: int) -> None:
