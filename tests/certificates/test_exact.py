@@ -9,11 +9,11 @@ from fractions import Fraction
 import mpmath
 import numpy as np
 import pytest
-from makers import random_problem
+from makers import near_prices, random_problem
 from profiles import enough, few
 from test_check import certificates, optimum
 
-from wdmoe_opt import Instance, Problem
+from wdmoe_opt import Certificate, Instance, Problem
 from wdmoe_opt.certificates.check import inspect
 from wdmoe_opt.certificates.exact import (
     Block,
@@ -112,3 +112,25 @@ def test_link_times_and_tangents_are_enclosed(seed: int) -> None:
 
 def mp_of(value: Fraction) -> mpmath.mpf:
     return mpmath.mpf(value.numerator) / value.denominator
+
+
+def test_a_grid_of_zero_alone_is_worth_the_same_in_both_arithmetics() -> None:
+    """Devices that wait for nothing: the bound in closed form, from prices of a good point."""
+    compared = 0
+    for seed in range(few(20)):
+        shape = Shape(blocks=2, tokens=3, devices=2, per_device=2)
+        instance = Instance.from_arrays(**random_arrays(shape, seed))
+        problem = Problem(instance, min_retention=0.6)
+        best = optimum(problem)
+        assert best is not None
+        prices = near_prices(problem, best)
+        scaled = {k: v * best.block_latency.reshape(-1, *[1] * (v.ndim - 1)) for k, v in prices.items()}
+        scaled |= {name: prices[name] for name in ("points", "bandwidth")}
+        scaled |= {"wake": np.zeros_like(prices["wake"]), "share": None}
+        c = Certificate(form="shared", offset=np.zeros(2), grid=np.zeros((2, 1)), **scaled)
+        fast, exact = inspect(problem, c).bound, inspect_exactly(problem, c).bound
+        assert fast <= exact <= best.objective * (1 + 1e-12)
+        if fast > 0:
+            assert exact == pytest.approx(fast, rel=1e-9)
+            compared += 1
+    assert compared
