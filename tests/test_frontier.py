@@ -336,8 +336,9 @@ def test_plot_of_one_floor_and_of_policies_on_the_left(tmp_path: Path) -> None:
     """A single floor and a policy at the left edge are drawn too."""
     pytest.importorskip("matplotlib")
     wo.frontier(small(), [0.8], policies=()).plot(tmp_path / "one.png")
+    wo.frontier(small(), [1.0], policies=["topk-uniform"]).plot(tmp_path / "full.png")
     wo.frontier(small(min_retention=0.52), policies=["greedy"]).plot(tmp_path / "left.png")
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_plot_refuses_what_it_cannot_write(front: wo.Frontier, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import wdmoe_opt as wo
 from wdmoe_opt import registry
+from wdmoe_opt.solving import run_solver
 from wdmoe_opt.testing.arrays import Shape, loads_arrays, measured_arrays, random_arrays, random_keep
 from wdmoe_opt.testing.oracles import price
 from wdmoe_opt.testing.problems import PROBLEMS
@@ -282,11 +283,32 @@ def test_a_cap_that_is_not_proved_out_of_reach_leaves_the_point() -> None:
     """Without a bound above the cap, the best point stays, but is not called optimal."""
     problem = PROBLEMS["one block"]()
     least = wo.solve(problem, "enumerate").latency
-    for method in ("greedy", "certified"):
-        found = wo.solve(problem.replace(max_latency=least * (1 - 1e-8)), method, rel_gap=0.5)
-        if found.termination.reason != "infeasible":
-            assert found.termination.reason == "heuristic"
-            assert [v.constraint for v in found.violations] == ["max_latency"]
+    capped = problem.replace(max_latency=least * (1 - 1e-8))
+    for method in ("greedy", "alternating", "topk"):
+        found = wo.solve(capped, method)
+        assert found.termination.reason == "heuristic"
+        assert [v.constraint for v in found.violations] == ["max_latency"]
+    found = wo.solve(capped, "certified", rel_gap=0.5)
+    if found.lower_bound < capped.max_latency:
+        assert found.termination.reason == "heuristic"
+        assert found.has_point
+
+
+@pytest.mark.parametrize("reason", ["optimal", "feasible-at-limit", "infeasible"])
+def test_a_claim_proves_no_cap_out_of_reach(reason: str) -> None:
+    """A bound above its own point is dropped, cap or no cap; the point stays, whatever its solver says."""
+
+    def liar(problem: wo.Problem, control: wo.Control) -> wo.Point:
+        keep, end = problem.top_k_keep, wo.Termination(reason, detail="surely")
+        return wo.Point(keep, problem.uniform_bandwidth, end, lower_bound=1e9, bound_kind="claimed")
+
+    problem = PROBLEMS["shared"]()
+    value = wo.solve(problem, "topk-uniform").latency
+    info = registry.SolverInfo("liar", "-", liar)
+    found = run_solver(info, problem.replace(max_latency=0.999 * value), wo.Control(), {})
+    assert found.termination.reason == "heuristic"
+    assert found.bound_kind == "none"
+    assert found.latency == pytest.approx(value)
 
 
 def test_auto_gives_general_solvers_a_minute() -> None:

@@ -744,7 +744,7 @@ def _allocation(context: typer.Context, inst: Instance, allocation: str) -> str:
 
 
 #: What `solve` takes by arguments of the command, not as options of a solver.
-_OWN = {"problem", "method", *COMMON_ARGUMENTS, *(field.name for field in fields(Problem))} - {"instance"}
+_OWN = {"method", *COMMON_ARGUMENTS, *(field.name for field in fields(Problem))} - {"instance", "bandwidth"}
 
 
 def _options(method: str, pairs: list[str]) -> dict[str, Any]:
@@ -758,8 +758,9 @@ def _options(method: str, pairs: list[str]) -> dict[str, Any]:
         if not equals:
             raise InputError("option", "must read NAME=VALUE", value=pair)
         if key in _OWN:
-            flag = f"--{key.replace('_', '-')}" if key != "problem" else "NAME"
-            raise InputError("option", f"has an argument of its own, {flag}", value=key)
+            raise InputError("option", f"has an argument of its own, --{key.replace('_', '-')}", value=key)
+        if key in ("problem", "bandwidth"):
+            raise InputError("option", "is no option of a solver", value=key)
         options[key] = _typed(key, text, known.get(key))
     return options
 

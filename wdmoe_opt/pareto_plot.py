@@ -154,7 +154,9 @@ def _place(front: Frontier, mark: Mark, axes: Any) -> tuple[float, float, int, M
     if x - length > axes.get_window_extent().x0 * 72 / axes.figure.dpi:
         return float(own) + RAISED, float(own), -1, mark
     per_point = at(1.0, 0.0)[0] - at(0.0, 0.0)[0]
-    over = min(front.latency_at(mark.retention + length / per_point), float(front.latency[-1]))
+    # Beyond the highest floor nothing is drawn that a label could meet.
+    end = min(mark.retention + length / per_point, float(front.floors[-1]))
+    over = min(front.latency_at(end), float(front.latency[-1]))
     return max(float(own), float(at(0.0, over)[1])) + RAISED, float(own), 1, mark
 
 

@@ -306,9 +306,10 @@ def _bound_words(solution: Solution) -> str:
     if solution.bound_kind == "none" or not math.isfinite(solution.lower_bound):
         return ""
     latency = solution.problem.objective == "latency"
-    value = f"{1e3 * solution.lower_bound:.1f} ms" if latency else f"{solution.lower_bound:.5g}"
+    value = f"{1e3 * solution.lower_bound:.2f} ms" if latency else f"{solution.lower_bound:.5g}"
     words = f"{solution.bound_kind} {'lower' if latency else 'upper'} bound {value}"
-    return f"{words}, gap {100 * solution.gap:.2g} %" if solution.has_point else words
+    known = solution.has_point and math.isfinite(solution.gap)
+    return f"{words}, gap {max(solution.gap, 0.0):.2%}" if known else words
 
 
 def _headline(problem: Problem) -> Text:

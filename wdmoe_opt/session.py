@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from wdmoe_opt.errors import InputError, UnsupportedError, WdmoeError
 from wdmoe_opt.floors import floor_conflict
 from wdmoe_opt.instance import Instance
+from wdmoe_opt.interrupts import interrupts_heard
 from wdmoe_opt.kernels.intake import mix_weights, price_selection, take_gains, take_routing
 from wdmoe_opt.kernels.price_newton import Link, Prices
 from wdmoe_opt.kernels.single_block import BOUND, COLD, LATENCY, STAGES, Block, air_times, fleet_work
@@ -33,7 +34,7 @@ from wdmoe_opt.single_block import (
 )
 from wdmoe_opt.solvers.certified import POLISH_TOKENS, TRADES, Group, assemble, certified
 from wdmoe_opt.solvers.deadline import Deadline
-from wdmoe_opt.solving import interrupts_heard, priced_solution
+from wdmoe_opt.solving import priced_solution
 from wdmoe_opt.validation import (
     IntArray,
     RealArray,
@@ -394,12 +395,14 @@ class Session:
         if not self._lock.acquire(blocking=False):
             raise WdmoeError("another call on this session is running; make one session per thread")
         try:
-            started = perf_counter()
-            row = self._row(block)
-            memory = self._memories[row]
-            tokens = self._stage(row, memory, expert_ids, gate_weights, gain_down, gain_up, token_time_link)
-            self._commit(memory, tokens)
             with interrupts_heard():
+                started = perf_counter()
+                row = self._row(block)
+                memory = self._memories[row]
+                tokens = self._stage(
+                    row, memory, expert_ids, gate_weights, gain_down, gain_up, token_time_link
+                )
+                self._commit(memory, tokens)
                 return self._solved(row, memory, started)
         finally:
             self._lock.release()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from math import inf, isfinite
 from time import perf_counter
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wdmoe_opt.errors import InputError, UnknownNameError, WdmoeError
 from wdmoe_opt.instance import Instance
+from wdmoe_opt.interrupts import interrupts_heard
 from wdmoe_opt.metrics import Evaluation, evaluate, unpriced
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
 from wdmoe_opt.registry import (
@@ -54,7 +54,8 @@ def solve(
     time_limit : float, s, optional
         Wall clock of the search, for the solvers that search; the native ones without a search finish in
         milliseconds and do not look at it. Pricing the point and checking its certificate come on top: see
-        ``timings``; the tree of a long `exact` takes seconds.
+        ``timings``; the tree of a long `exact` takes seconds. If "auto" takes a general solver and none is
+        given, a minute.
     rel_gap : float
         Relative gap at which solvers with a bound (`certified`, `exact`, `milp`, `minlp`) may stop.
     seed : int
@@ -145,31 +146,17 @@ def run_solver(
     try:
         with interrupts_heard():
             point = info.run(problem, control, options)
-        if not isinstance(point, Point):
-            raise WdmoeError(f"method {info.name!r} returned a {type(point).__name__}, not a Point")
-        timings = {"prepare": began - started, "solve": perf_counter() - began}
-        within = control.rel_gap if optimal_within is None else optimal_within
-        return priced_solution(problem, point, info.name, timings, within)
+            if not isinstance(point, Point):
+                raise WdmoeError(f"method {info.name!r} returned a {type(point).__name__}, not a Point")
+            timings = {"prepare": began - started, "solve": perf_counter() - began}
+            within = control.rel_gap if optimal_within is None else optimal_within
+            return priced_solution(problem, point, info.name, timings, within)
     except MemoryError as error:
         words = str(error) or "out of memory"
     # Outside the handler, whose error holds on to what the solver allocated.
     point = Point.nothing("no-solution", "memory", words)
     timings = {"prepare": began - started, "solve": perf_counter() - began}
     return priced_solution(problem, point, info.name, timings)
-
-
-@contextmanager
-def interrupts_heard() -> Iterator[None]:
-    """Ctrl-C stays one: Numba wraps what a signal raises while a compiled function returns."""
-    try:
-        yield
-    except SystemError as error:
-        behind: BaseException | None = error
-        while behind is not None and not isinstance(behind, KeyboardInterrupt):
-            behind = behind.__cause__ or behind.__context__
-        if behind is not None:
-            raise KeyboardInterrupt from None
-        raise
 
 
 def priced_solution(
@@ -196,7 +183,7 @@ def priced_solution(
     if kind == "claimed" and _contradicted(priced, bound):
         detail = f"its bound {bound:.9g} is contradicted by its own point and dropped; {end.detail}"
         bound, kind, end = _worst(problem), "none", Termination("heuristic", "check", detail)
-    if any(violation.constraint == "max_latency" for violation in priced.violations):
+    if not point.empty and any(violation.constraint == "max_latency" for violation in priced.violations):
         end = _beyond_cap(problem, bound, kind, end)
         if end.reason == "infeasible":
             point = replace(point, keep=None, bandwidth=None, kkt_residual=float("nan"))
@@ -224,13 +211,13 @@ def priced_solution(
 def _beyond_cap(problem: Problem, bound: float, kind: BoundKind, end: Termination) -> Termination:
     """What is to be said of a point above ``max_latency``: least latency does not look at the cap."""
     cap = float(problem.max_latency or inf)
-    proved = kind == "certified" or (kind == "claimed" and end.reason == "optimal")
-    if problem.objective == "latency" and proved and bound > cap * (1 + FEASIBILITY_TOLERANCE):
-        detail = f"max_latency = {cap!r} s is below the least possible latency, {bound:.9g} s ({kind})"
+    proved = problem.objective == "latency" and kind == "certified"
+    if proved and bound > cap * (1 + FEASIBILITY_TOLERANCE):
+        detail = f"max_latency = {cap!r} s is below the least possible latency, {bound:.9g} s (certified)"
         return Termination("infeasible", "", f"{detail}; {end.detail}")
-    if end.reason in ("optimal", "feasible-at-limit"):
-        return Termination("heuristic", end.limit, f"its point is above max_latency; {end.detail}")
-    return end
+    if end.reason == "heuristic":
+        return end
+    return Termination("heuristic", end.limit, f"its point is above max_latency; {end.detail}")
 
 
 def _worst(problem: Problem) -> float:
@@ -239,10 +226,16 @@ def _worst(problem: Problem) -> float:
 
 
 def _contradicted(priced: Evaluation, bound: float) -> bool:
-    """Whether a feasible point lies beyond a bound, or the bound is no number."""
-    value = priced.objective
-    beyond = value - bound if priced.problem.objective == "latency" else bound - value
-    return priced.feasible and not beyond >= -CLAIM_ROUNDING * abs(value)
+    """Whether a point lies beyond a bound, or the bound is no number.
+
+    The point must be feasible, but for a cap on the latency that is also the objective.
+    """
+    value, latency = priced.objective, priced.problem.objective == "latency"
+    beyond = value - bound if latency else bound - value
+    broken = {violation.constraint for violation in priced.violations} - (
+        {"max_latency"} if latency else set()
+    )
+    return not broken and not beyond >= -CLAIM_ROUNDING * abs(value)
 
 
 def _rechecked_bound(

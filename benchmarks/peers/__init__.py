@@ -9,7 +9,7 @@ as far as its interface lets it.
 from __future__ import annotations
 
 from wdmoe_opt.errors import UnknownNameError
-from wdmoe_opt.registry import SolverInfo, list_solvers
+from wdmoe_opt.registry import WLR, SolverInfo, list_solvers
 from wdmoe_opt.registry import find_solver as find_registered
 
 _BANDWIDTH = ("shared", "per-block")
@@ -84,6 +84,7 @@ PEERS: dict[str, SolverInfo] = {
             "wdmoe_opt.benchmarks.peers.gurobi:gurobi",
             honours_floors=True,
             bound="claimed",
+            capped=WLR,
             requires=("pyomo", "gurobipy"),
             extra="peers",
         ),

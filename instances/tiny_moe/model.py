@@ -149,7 +149,7 @@ def model_of(shape: Shape, state: Mapping[str, Any]) -> Any:
         raise InputError("parameters", f"must be {shape.parameters} of the shape", value=stored)
     model = new_model(shape, seed=0)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted({*wanted, *state}):
+    for name in sorted({*wanted, *state}, key=str):
         found = tuple(getattr(state.get(name), "shape", ()))
         if found != wanted.get(name):
             rule = f"must have the shape {wanted[name]}" if name in wanted else "is no parameter of the model"

@@ -36,6 +36,7 @@ from wdmoe_opt.instances.tiny_moe.evaluate import Score, score_all
 from wdmoe_opt.instances.tiny_moe.model import TIED, Shape, libraries, model_of
 from wdmoe_opt.instances.tiny_moe.texts import HELD_OUT, TRAINING, text_hash
 from wdmoe_opt.instances.tiny_moe.tokens import tokenizer
+from wdmoe_opt.instances.tiny_moe.train import Plan
 
 DATA = Path(__file__).parents[1] / "data" / "model" / "tiny-moe"
 WEIGHTS, CARD = "weights.safetensors", "card.json"
@@ -187,7 +188,7 @@ def export(
         If the run has not ended, or the weights are too large.
     """
     state = checkpoint.load(run)
-    plan = state["plan"]
+    plan = asdict(Plan.read(state["plan"]))
     if state["step"] < plan["steps"] and not unfinished:
         raise InputError("run", f"has made {state['step']} of {plan['steps']} steps", value=str(run))
     model = checkpoint.load_model(run)

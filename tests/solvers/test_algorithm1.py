@@ -445,7 +445,10 @@ def test_loads_only_are_refused() -> None:
         ({"scope": "model"}, "scope = 'model': unknown name; choose from all-blocks, block"),
         ({"rounds": 0}, "rounds = 0: must be at least 1 and at most 1000"),
         ({"rounds": 1.5}, "rounds = 1.5: must be a whole number"),
-        ({"beta": 1}, "option of 'wdmoe' = 'beta': unknown name; choose from delta, theta_max, trial"),
+        (
+            {"beta": 1},
+            "option of 'wdmoe' = 'beta': unknown name; choose from delta, theta_max, trial (nearest of 18)",
+        ),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -20,6 +20,7 @@ from wdmoe_opt.certificates.facts import facts_of
 from wdmoe_opt.certificates.tree import EXPERT, PAIR, ROOT
 from wdmoe_opt.certificates.weaken import CUTS
 from wdmoe_opt.floors import repair_floors
+from wdmoe_opt.interrupts import interrupts_heard
 from wdmoe_opt.problem import FEASIBILITY_TOLERANCE, Problem
 from wdmoe_opt.registry import Control
 from wdmoe_opt.relaxation import Proof, Relaxation, Restriction
@@ -128,15 +129,19 @@ class BranchTree(ABC):
     def grow(self) -> bool:
         """Branch until the gap is closed or a limit is hit; whether the user interrupted."""
         try:
-            self._plant()
-            while self.heap and len(self.branches) < self.max_branches and self.deadline.left > 0.0:
-                bound, _, branch = heappop(self.heap)
-                if bound >= self.goal:
-                    break
-                self._split(branch)
+            with interrupts_heard():
+                self._branch()
         except KeyboardInterrupt:
             self.interrupted = True
         return self.interrupted
+
+    def _branch(self) -> None:
+        self._plant()
+        while self.heap and len(self.branches) < self.max_branches and self.deadline.left > 0.0:
+            bound, _, branch = heappop(self.heap)
+            if bound >= self.goal:
+                break
+            self._split(branch)
 
     def _plant(self) -> None:
         root = self.branches[0]

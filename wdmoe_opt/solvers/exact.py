@@ -16,6 +16,7 @@ import numpy as np
 from wdmoe_opt.bandwidth import allocate, demands
 from wdmoe_opt.certificates.certificate import Certificate
 from wdmoe_opt.certificates.tree import Tree
+from wdmoe_opt.interrupts import interrupts_heard
 from wdmoe_opt.problem import Problem
 from wdmoe_opt.registry import Control, Point, Termination
 from wdmoe_opt.search import groups, start_selection
@@ -76,7 +77,8 @@ def exact(problem: Problem, control: Control, max_branches: int = 1_000_000) -> 
 def _finished(group: Group) -> bool:
     """Run the stages of `certified`; False if the user interrupted them."""
     try:
-        group.run()
+        with interrupts_heard():
+            group.run()
     except KeyboardInterrupt:
         return False
     return True

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from makers import Split, chain, random_prices
-from profiles import few
+from profiles import enough, few
 
 from wdmoe_opt import Certificate, Instance, Problem
 from wdmoe_opt.certificates.branches import contradictions, restricted
@@ -161,4 +161,4 @@ def test_bound_of_a_device(start: int) -> None:
                 assert free[k] == pytest.approx(exactly_free[k], rel=1e-5, abs=1e-9), (seed, k)
             if np.isfinite(best) and best > 0:
                 reached.append(best / exact[k])
-    assert np.quantile(reached, 0.7) > 0.95
+    assert enough(np.quantile(reached or [0.0], 0.7), 0.95)
