@@ -140,4 +140,4 @@ def test_missing_weights_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as end:
         main(["--weights", str(tmp_path), "--out", str(tmp_path / "out"), "--quick"])
     assert end.value.code == 2
-    assert "weights.safetensors: missing" in capsys.readouterr().err
+    assert "weights.safetensors: cannot be read (No such file" in capsys.readouterr().err
