@@ -35,7 +35,7 @@ class Shape:
     Raises
     ------
     InputError
-        If a size is no whole number of 1 to `LARGEST`.
+        If a size is no whole number of 1 to `LARGEST`, or heads or experts do not fit together.
     """
 
     vocabulary: int = 1024
@@ -51,6 +51,10 @@ class Shape:
     def __post_init__(self) -> None:
         for name, value in self.as_dict().items():
             whole(f"shape.{name}", value, 1, LARGEST, f"must be 1 to {LARGEST}")
+        for name, whole_of in (("heads", self.width), ("key_value_heads", self.heads)):
+            if whole_of % getattr(self, name):
+                raise InputError(f"shape.{name}", f"must divide {whole_of}", value=getattr(self, name))
+        whole("shape.top_k", self.top_k, 1, self.experts, f"must be 1 to {self.experts}")
 
     @classmethod
     def read(cls, found: Any) -> Shape:

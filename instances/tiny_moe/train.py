@@ -74,7 +74,7 @@ class Plan:
             If a field is missing, unknown or of another type.
         """
         kinds = {one.name: type(one.default) for one in fields(cls) if one.name != "shape"}
-        for name in sorted({"shape", *kinds, *found}):
+        for name in sorted({"shape", *kinds, *found}, key=str):
             kind = kinds.get(name, Mapping)
             if name not in {"shape", *kinds} or not isinstance(found.get(name), kind):
                 raise InputError(f"plan.{name}", "must be a field of a plan, of its type")

@@ -40,9 +40,7 @@ def test_lines_of_prompts(tmp_path: Path, line: bytes, words: str) -> None:
     with pytest.raises(wo.InputError) as caught:
         read_prompts(tmp_path / "p.jsonl")
     assert "\n" not in str(caught.value)
-    said = str(caught.value)
-    assert words in said
-    assert said.removeprefix("prompts").lstrip(" =").find("p.jsonl line 2: ") >= 0
+    assert f"p.jsonl line 2: {words}" in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
@@ -128,6 +126,20 @@ def test_sizes_of_a_shape(size: Any) -> None:
         Shape.read({**SHAPE.as_dict(), "blocks": size})
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"heads": 5}, "shape.heads = 5: must divide 32"),
+        ({"key_value_heads": 3}, "shape.key_value_heads = 3: must divide 4"),
+        ({"top_k": 9}, "shape.top_k = 9: must be 1 to 8"),
+    ],
+)
+def test_sizes_that_do_not_fit_together(change: dict[str, int], words: str) -> None:
+    with pytest.raises(wo.InputError) as caught:
+        Shape.read({**SHAPE.as_dict(), **change})
+    assert str(caught.value) == words
+
+
 @pytest.mark.parametrize("found", [None, [], "shape", {}, {"blocks": 2}, {**SHAPE.as_dict(), "more": 1}])
 def test_fields_of_a_shape(found: Any) -> None:
     with pytest.raises(wo.InputError, match=r"shape.*: must have the fields blocks, context"):
@@ -199,11 +211,12 @@ PLANS = {
     "steps": ("many", "plan.steps: must be a field of a plan"),
     "colour": (1, "plan.colour: must be a field"),
     "shape": (3, "plan.shape: must be"),
+    7: (1, "plan.7: must be a field"),
 }
 
 
 @pytest.mark.parametrize("field", PLANS)
-def test_plans_of_a_run(field: str, torch: Any, state: dict[str, Any], tmp_path: Path) -> None:
+def test_plans_of_a_run(field: str | int, torch: Any, state: dict[str, Any], tmp_path: Path) -> None:
     from dataclasses import asdict
 
     from wdmoe_opt.instances.tiny_moe.train import Plan, Run

@@ -174,7 +174,7 @@ each = { tokens = [8, 16, 24, 32] }
 """
 
 
-def test_an_interrupt_inside_a_kernel_is_one() -> None:
+def test_an_interrupt_inside_a_kernel_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numba wraps what a signal raises while a compiled function returns."""
 
     def struck(problem: wo.Problem, control: wo.Control) -> Point:
@@ -186,11 +186,17 @@ def test_an_interrupt_inside_a_kernel_is_one() -> None:
     def broken(problem: wo.Problem, control: wo.Control) -> Point:
         raise SystemError("of its own")
 
-    problem = PROBLEMS["shared"]()
+    problem = PROBLEMS["one block"]()
     with pytest.raises(KeyboardInterrupt):
         run_solver(SolverInfo("struck", "-", struck), problem, wo.Control(), {})
     with pytest.raises(SystemError, match="of its own"):
         run_solver(SolverInfo("broken", "-", broken), problem, wo.Control(), {})
+    # `exact` returns what it has, whether its first stage or its branching was struck.
+    for stage in ("wdmoe_opt.solvers.certified:Group.run", "wdmoe_opt.solvers.branching:BranchTree._branch"):
+        module, _, name = stage.partition(":")
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{module}.{name}", lambda self: struck(problem, wo.Control()))
+            assert wo.solve(problem, "exact").termination.limit == "interrupt"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
